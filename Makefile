@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0
+# A menu; each verb is one tool of harness/.  CONFIG: base, compare, debug, pure,
+# pure-debug.  Not part of the series.
+CONFIG ?= compare
+
+help:
+	@echo 'make run        compose, build, boot, run the mm selftests, compare the walks'
+	@echo 'make test       every check, then the selftests; ends with "N passed, N failed"'
+	@echo 'make kernel     the kernel of CONFIG=$(CONFIG) in out/$(CONFIG)'
+	@echo 'make boot       CMD="command" inside that kernel'
+	@echo 'make shell      a shell inside that kernel'
+	@echo 'make compose    overlay + patches/series -> out/linux, out/series'
+	@echo 'make export     the way back: TREE=out/linux -> overlay + patches/'
+	@echo 'make check      what make test checks before it boots anything'
+	@echo 'make kunit      the KUnit suite under UML'
+	@echo 'make mutations  broken on purpose: is each reported? (ONLY=slug)'
+	@echo 'make fetch      the base source (LINUX=tarball or tree to give one)'
+	@echo 'make clean      remove out/ except the fetched source; all of it: rm -rf out'
+
+run:
+	@harness/run $(CONFIG)
+test:
+	@harness/check all
+kernel: compose
+	@harness/build $(CONFIG)
+boot:
+	@harness/boot $(CONFIG) '$(CMD)'
+shell:
+	@harness/boot $(CONFIG)
+compose:
+	@harness/compose
+export:
+	@harness/export
+check:
+	@harness/check static
+kunit: compose
+	@harness/kunit
+mutations: compose
+	@harness/mutate $(ONLY)
+fetch:
+	@harness/fetch
+clean:
+	@[ ! -d out/linux ] || harness/compose
+	find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
+
+.PHONY: help run test kernel boot shell compose export check kunit mutations fetch clean

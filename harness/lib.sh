@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0
+# Common ground of the tools: sourced, never run.
+# Sets $top (the repository) and $out (everything generated, out/).
+# shellcheck shell=bash
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+out=$top/out
+export LC_ALL=C.UTF-8
+mkdir -p "$out"
+
+# say TEXT...: one line of progress, on stderr so that stdout stays the result
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+
+# die TEXT...: one line that names what was tried and what to do
+die() { printf '%s: error: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# base_fact KEY: one fact of patches/base
+base_fact() {
+	sed -n "s/^$1:[[:space:]]*//p" "$top/patches/base" | head -n 1
+}
+
+# need PACKAGE...: the Debian packages a tool calls for; installed when root
+need() {
+	local p missing=()
+	for p; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	[ "$(id -u)" = 0 ] ||
+		die "missing Debian packages: ${missing[*]}; run: apt-get install ${missing[*]}"
+	say "installing ${missing[*]}"
+	local log=$out/apt-install.log
+	export DEBIAN_FRONTEND=noninteractive
+	if ! apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
+		apt-get update >>"$log" 2>&1 || true
+		apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1 ||
+			die "apt-get install ${missing[*]} failed, see ${log#"$top"/}; install them by hand"
+	fi
+}
+
+# jobs_max: how many compilers at once; JOBS=n overrides
+jobs_max() { echo "${JOBS:-$(nproc)}"; }
+
+# git_env: git as if nobody had ever configured it
+git_env() {
+	export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 GIT_TERMINAL_PROMPT=0
+	unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+}
+
+# as_nobody COMMAND...: commits whose author means nothing, the same every time
+as_nobody() {
+	local d='2026-01-01 00:00:00 +0000'
+	GIT_AUTHOR_NAME=compose GIT_AUTHOR_EMAIL='' GIT_AUTHOR_DATE=$d \
+	GIT_COMMITTER_NAME=compose GIT_COMMITTER_EMAIL='' GIT_COMMITTER_DATE=$d "$@"
+}
+
+# need_kernel: what it takes to compile a kernel
+need_kernel() { need gcc make flex bison bc libelf-dev libssl-dev ccache python3 perl kmod xz-utils cpio; }
+
+# kmake SOURCE BUILD-DIR ARGUMENT...: the kernel's make, the same result every time
+kmake() {
+	local src=$1 build=$2
+	shift 2
+	nice -n 5 make -C "$src" O="$build" CC="ccache gcc" HOSTCC="ccache gcc" \
+		KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 2026' KBUILD_BUILD_VERSION=1 \
+		KBUILD_BUILD_USER=compose KBUILD_BUILD_HOST=harness LOCALVERSION= \
+		-j"$(jobs_max)" "$@"
+}
+
+# debian_mirror: the URI of the Debian archive this machine installs from
+debian_mirror() {
+	[ -z "${MIRROR:-}" ] || { echo "$MIRROR"; return; }
+	# shellcheck disable=SC2016
+	apt-get indextargets --no-release-info --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+		grep -m 1 -E '/debian/?$'
+}

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * CoW contexts: types and invariants.
+ *
+ * Private to mm/cow_context*.c, their tests, and the few lines of mm/rmap.c
+ * that call the comparison. Everyone else includes <linux/cow_context.h>.
+ */
+#ifndef __MM_COW_CONTEXT_H
+#define __MM_COW_CONTEXT_H
+
+#include <linux/cow_context.h>
+#include <linux/list.h>
+#include <linux/maple_tree.h>
+#include <linux/mm.h>
+#include <linux/percpu.h>
+#include <linux/refcount.h>
+#include <linux/rwsem.h>
+
+/**
+ * DOC: invariants
+ *
+ * Notation: *owner(mm)* is ``mm->cow_context->owner``; R and W are
+ * ``ctx->rwsem`` held for read and for write; *encloses* is
+ * ancestor-or-self in the fork tree.
+ *
+ * I1. The origin of a VMA of mm X is owner(X) or an owner that encloses it. It
+ * changes from NULL to owner(X) at the first anonymous fault and to NULL
+ * when the VMA is hidden; fork, split, merge and mremap copy it.
+ *
+ * I2. A folio that is mapped through VMA V of mm X has an owner that encloses
+ * X and that V's origin encloses: it lies in [owner(X) .. V's origin].
+ *
+ * I3. All sharers of a swap entry have VMAs with the same origin and lie below
+ * it.
+ *
+ * I4. No VMA leaves mm_mt, and no attached VMA changes its range, but under W.
+ *
+ * I5. A VMA is in mm_mt or in ctx->unmapping from before its first anonymous
+ * PTE until its PTEs are zapped. Before its page tables or the VMA itself
+ * are freed its origin is cleared or ctx->unmapping is, under W.
+ *
+ * I6. A VMA with an origin whose anonymous page offset is not its address
+ * (delta != 0) has a record of that delta for each of its offsets.
+ *
+ * I7. A context is linked behind the context it was forked from, before the
+ * first PTE is copied, and stays linked until its mm is detached and
+ * nothing below it is left.
+ */
+
+/*
+ * So many owners may enclose an owner. A context forked deeper shares its
+ * parent's owner: that bounds the contexts that outlive their mm.
+ */
+#define COW_OWNERS_MAX	64
+
+/**
+ * struct cow_marker - one end of a context in its family's list
+ * @list: RCU list, circular; changed under cow_context_tree_lock.
+ * @ctx: The context for an enter marker, NULL for a leave marker. Immutable.
+ */
+struct cow_marker {
+	struct list_head list;
+	struct cow_context *ctx;
+};
+
+/**
+ * struct cow_remap - anonymous page offsets that are not at their own address
+ * @first: First anonymous page offset.
+ * @last: Last one, inclusive.
+ * @delta: Pages from the offset to the page number of the address; never 0 in
+ *	a record. 0 says that the inline record of a context is not in use.
+ */
+struct cow_remap {
+	pgoff_t first;
+	pgoff_t last;
+	long delta;
+};
+
+/**
+ * struct cow_unmapping - the munmap in flight of an mm
+ * @tree: The side tree of mm/vma.c: VMAs at 0 .. @nr - 1 in address order,
+ *	read-only from registration until they are hidden.
+ * @nr: Number of VMAs; 0 if no munmap is in flight.
+ */
+struct cow_unmapping {
+	struct maple_tree *tree;
+	unsigned long nr;
+};
+
+/**
+ * struct cow_context - copy-on-write identity of an mm_struct
+ * @rwsem: R: a walker is inside this mm. W: VMA geometry, page table moves,
+ *	hiding VMAs. Ranks where anon_vma->rwsem does (mm/rmap.c). Nothing is
+ *	allocated while it is held.
+ * @mm: NULL before the first user and once the address space is torn down.
+ *	Written under W with release; a walker tests it with acquire and
+ *	relies on it under R.
+ * @owner: This context, or @parent's owner beyond COW_OWNERS_MAX. What a folio
+ *	that is exclusive to @mm names. Immutable once linked.
+ * @parent: The innermost owner around the mm it was forked from; referenced;
+ *	NULL for the context of an exec'd mm. Immutable once linked.
+ * @depth: Number of owners that enclose this context. Immutable once linked.
+ * @refs: @mm (until mmdrop), contexts whose @parent this is, pins. A context
+ *	with a reference stays linked.
+ * @enter: Where the context begins in its family's list.
+ * @leave: Where it ends; everything between was forked below it.
+ * @remap: The first remap. Written under W and mmap_lock (write, or read by
+ *	the munmap in flight), read under either.
+ * @remaps: Further remaps, see mm/cow_context_remap.c. Written under W and
+ *	mmap_lock (likewise), read under either, or RCU.
+ * @unmapping: The munmap in flight. Written under W, read under R.
+ * @rcu: Frees the context after a grace period.
+ */
+struct cow_context {
+	struct rw_semaphore rwsem;
+	struct mm_struct *mm;
+	struct cow_context *owner;
+	struct cow_context *parent;
+	unsigned int depth;
+	refcount_t refs;
+	struct cow_marker enter;
+	struct cow_marker leave;
+	struct cow_remap remap;
+	struct maple_tree remaps;
+	union {
+		struct cow_unmapping unmapping;
+		struct rcu_head rcu;
+	};
+};
+
+/* Counters: /sys/kernel/debug/cow_context/stats. */
+enum cow_context_stat {
+	COW_STAT_CONTEXTS,		/* contexts in memory */
+	COW_STAT_DEAD,			/* of them: their mm is torn down */
+	COW_STAT_FORKS,
+	COW_STAT_REMAPS_ADDED,
+	COW_STAT_REMAPS_REMOVED,
+	COW_STAT_REMAPS_KEPT,		/* no memory to remove one: harmless */
+	COW_STAT_TREE_WALKS,		/* walks of the fork tree */
+	COW_STAT_TREE_CONTEXTS,		/* contexts they visited */
+	COW_STAT_WALKS,			/* walks that were compared */
+	COW_STAT_WALKS_KSM,		/* of them: KSM */
+	COW_STAT_CONTENDED,		/* VMAs not judged: trylock failed */
+	COW_STAT_UNJUDGED,		/* walks not judged: no page_ext */
+	COW_STAT_KSM_FOREIGN,		/* KSM: VMAs another item answers for */
+	COW_STAT_FOUND,			/* mapped, and would be visited */
+	COW_STAT_MISSED,		/* mapped, and would not be visited */
+	COW_STAT_BENIGN,		/* neither mapped nor visited */
+	COW_STAT_EXTRA,			/* visited here, not by anon_vma */
+	COW_STAT_EXTRA_OVERLAP,		/* of them: remaps overlap in an mm */
+	COW_STAT_UNFINDABLE,		/* DEBUG_VM: a PTE no walk would find */
+	NR_COW_STATS
+};
+
+DECLARE_PER_CPU(long[NR_COW_STATS], cow_context_stats);
+
+static inline void cow_context_count(enum cow_context_stat stat, long nr)
+{
+	this_cpu_add(cow_context_stats[stat], nr);
+}
+
+long cow_context_stat_sum(enum cow_context_stat stat);
+
+/* mm/cow_context.c */
+void cow_context_put(struct cow_context *ctx);
+
+static inline void cow_context_get(struct cow_context *ctx)
+{
+	refcount_inc(&ctx->refs);
+}
+
+/* Is @ctx reachable from its family's root? Context: RCU, R or a reference. */
+static inline bool cow_context_is_linked(const struct cow_context *ctx)
+{
+	const struct list_head *prev = READ_ONCE(ctx->enter.list.prev);
+
+	/* A root is its own family; any other lies within its parent. */
+	return !ctx->parent ||
+		(prev != &ctx->leave.list && prev != LIST_POISON2);
+}
+
+/* Pages from the anonymous page offset of @vma to its address. */
+static inline long cow_context_vma_delta(const struct vm_area_struct *vma)
+{
+	return (vma->vm_start >> PAGE_SHIFT) - vma_start_anon_pgoff(vma);
+}
+
+/* mm/cow_context_remap.c */
+
+/**
+ * struct cow_remap_iter - cursor over the records for a range of offsets
+ * @first: First anonymous page offset asked for; set by the caller.
+ * @last: Last one, inclusive; set by the caller.
+ * @remap: The record found.
+ * @in_tree: The record is in the tree, not the inline one.
+ */
+struct cow_remap_iter {
+	pgoff_t first;
+	pgoff_t last;
+	struct cow_remap remap;
+	bool in_tree;
+	/* private: where to go on, and what was returned last */
+	pgoff_t index;
+	enum { COW_REMAP_START, COW_REMAP_FRESH, COW_REMAP_AFTER } state;
+};
+
+void cow_context_init_remaps(struct cow_context *ctx);
+int cow_context_add_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
+			  long delta);
+void cow_context_del_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
+			   long delta);
+int cow_context_dup_remaps(struct cow_context *ctx, struct cow_context *from);
+void cow_context_free_remaps(struct cow_context *ctx);
+bool cow_context_has_remap(struct cow_context *ctx, pgoff_t index, long delta);
+bool cow_context_next_remap(struct cow_context *ctx,
+			    struct cow_remap_iter *iter);
+unsigned long cow_context_nr_remaps(struct cow_context *ctx);
+
+/* mm/cow_context_rmap.c */
+
+/**
+ * struct cow_context_walk - one walk of a fork tree
+ * @owner: Where it starts: the folio's owner; for KSM the owner of the mm.
+ * @first: First anonymous page offset of the folio.
+ * @last: Last one, inclusive.
+ * @addr: KSM: the user address where the page is mapped; else 0.
+ * @ksm: Find VMAs by @addr, without looking at their origin.
+ * @hugetlb: The folio is a hugetlb folio.
+ * @try_lock: End the walk at the first lock that is contended.
+ * @contended: Set if the walk ended because of that.
+ * @visit: Called for each VMA under R; false ends the walk. May sleep.
+ * @nr_vmas: VMAs visited so far.
+ * @nr_overlap: Visits beyond the first in one mm.
+ */
+struct cow_context_walk {
+	struct cow_context *owner;
+	pgoff_t first;
+	pgoff_t last;
+	unsigned long addr;
+	bool ksm;
+	bool hugetlb;
+	bool try_lock;
+	bool contended;
+	bool (*visit)(struct cow_context_walk *walk,
+		      struct vm_area_struct *vma);
+	unsigned long nr_vmas;
+	unsigned long nr_overlap;
+};
+
+typedef bool (*cow_context_tree_fn)(struct cow_context *ctx, void *arg);
+
+bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
+			   cow_context_tree_fn fn, void *arg);
+void cow_context_walk(struct cow_context_walk *walk);
+bool cow_context_would_visit(const struct cow_context_walk *walk,
+			     struct cow_context *ctx,
+			     const struct vm_area_struct *vma);
+
+#endif /* __MM_COW_CONTEXT_H */

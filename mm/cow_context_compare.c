@@ -1,0 +1,649 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * CoW contexts: the compare mode. Two reverse mappings, one verdict.
+ *
+ * Theory
+ * ======
+ *
+ * anon_vma answers; contexts are maintained beside it. At each walk of the
+ * anonymous reverse mapping, before it does anything, each VMA that anon_vma
+ * knows for the folio is judged, in one section under its context's lock:
+ *
+ *	mapped here	would be visited	verdict
+ *	-----------	----------------	-------
+ *	yes		yes			found
+ *	yes		no			missed: a bug, reported
+ *	no		no			benign
+ *	no		yes			nothing
+ *
+ * "Mapped" is what page_vma_mapped_walk() says, for present entries and for
+ * migration entries (whose pfn is the source folio's). "Would be visited" asks
+ * the code of the walk: do the records and mm_mt (or the munmap in flight) lead
+ * to this VMA, does its origin enclose the folio's owner, is the owner on the
+ * chain of parents of the mm, and every context up to it linked? Both answers
+ * hold under the same lock, so there is nothing to validate afterwards.
+ *
+ * Then the real walk runs, and only counts. More visits than anon_vma has VMAs
+ * that would be visited are extra: no error, but a cost. Fewer mean that the
+ * tree walk did not get somewhere, or that an mm has gone meanwhile; then each
+ * mapped VMA is looked for by a walk of its own, and one that is still mapped
+ * afterwards and was not visited is missed too.
+ *
+ * Ownership
+ * =========
+ *
+ * Which context owns a folio is kept in page_ext, set and moved exactly where
+ * folio->mapping is; so the rules of ownership are tested as well. The index is
+ * folio->index, which has one meaning for both. Folios without page_ext
+ * (ZONE_DEVICE) are counted, not judged.
+ *
+ * What it cannot show
+ * ===================
+ *
+ * It runs under the root lock of anon_vma, which excludes most races of
+ * interest. Therefore, with CONFIG_DEBUG_VM, the same is asserted of each
+ * anonymous page table entry when it is installed, copied, moved or zapped:
+ * there VMA and address are at hand and the page table lock is held
+ * (cow_context_assert_findable()).
+ *
+ * Lock order: anon_vma root, then ctx->rwsem, then page table locks. Walks that
+ * must not block try the lock, and count what they had to leave out.
+ */
+
+#include <linux/hash.h>
+#include <linux/hugetlb.h>
+#include <linux/leafops.h>
+#include <linux/mm.h>
+#include <linux/moduleparam.h>
+#include <linux/mutex.h>
+#include <linux/page_ext.h>
+#include <linux/rmap.h>
+
+#include "cow_context.h"
+#include "internal.h"
+
+#include <trace/events/cow_context.h>
+
+#undef MODULE_PARAM_PREFIX
+#define MODULE_PARAM_PREFIX "cow_context."
+
+static bool panic_on_miss;
+module_param(panic_on_miss, bool, 0644);
+MODULE_PARM_DESC(panic_on_miss, "Panic when a walk would miss a mapping");
+
+/* Ownership */
+
+static bool need_page_ext(void)
+{
+	return true;
+}
+
+struct page_ext_operations cow_context_page_ext_ops = {
+	.size = sizeof(struct cow_context *),
+	.need = need_page_ext,
+};
+
+static void write_owner(const struct folio *folio, struct cow_context *owner)
+{
+	struct page_ext *ext = page_ext_get(&folio->page);
+	struct cow_context **slot;
+
+	if (!ext)
+		return;
+	slot = page_ext_data(ext, &cow_context_page_ext_ops);
+	WRITE_ONCE(*slot, owner);
+	page_ext_put(ext);
+}
+
+/* May be stale if the folio is not mapped: not to be dereferenced. */
+static struct cow_context *read_owner(const struct folio *folio)
+{
+	struct page_ext *ext = page_ext_get(&folio->page);
+	struct cow_context *owner, **slot;
+
+	if (!ext)
+		return NULL;
+	slot = page_ext_data(ext, &cow_context_page_ext_ops);
+	owner = READ_ONCE(*slot);
+	page_ext_put(ext);
+	return owner;
+}
+
+/**
+ * cow_context_set_owner - a folio becomes anonymous, or moves to another owner
+ * @folio: The folio.
+ * @vma: The VMA it is or will be mapped in, prepared.
+ * @exclusive: No other mm maps it or has a swap entry for it.
+ *
+ * An exclusive folio can only be shared by fork, below this mm: its owner is
+ * the mm's. Otherwise all sharers inherited the VMA from where it was first
+ * faulted: its origin.
+ *
+ * Context: PTL of a new folio, else the folio lock.
+ */
+void cow_context_set_owner(struct folio *folio, struct vm_area_struct *vma,
+			   bool exclusive)
+{
+	VM_WARN_ON_ONCE_VMA(!vma->origin, vma);
+	write_owner(folio, exclusive ? vma->vm_mm->cow_context->owner :
+				       vma->origin);
+}
+
+/**
+ * cow_context_copy_owner - a folio takes over the mappings of another
+ * @dst: The new folio: of a split, or a migration.
+ * @src: The old one.
+ *
+ * Context: Both folios locked.
+ */
+void cow_context_copy_owner(struct folio *dst, const struct folio *src)
+{
+	if (folio_test_anon(src) && !folio_test_ksm(src))
+		write_owner(dst, read_owner(src));
+}
+
+/* The comparison */
+
+/**
+ * struct compare - one comparison
+ * @walk: What the walk looks for.
+ * @mapped: The folio whose entries are looked for in page tables.
+ * @site: Who walks: its rmap_one().
+ * @nr_visits: VMAs of anon_vma that a walk would visit.
+ * @nr_missed: VMAs missed.
+ * @nr_contended: VMAs not judged.
+ * @pinned: The owner, referenced, once it was seen alive.
+ */
+struct compare {
+	struct cow_context_walk walk;
+	struct folio *mapped;
+	const void *site;
+	unsigned long nr_visits;
+	unsigned int nr_missed;
+	unsigned int nr_contended;
+	struct cow_context *pinned;
+};
+
+/* A miss, as it was seen under the lock. */
+static struct {
+	struct vm_area_struct *vma;
+	unsigned long start, end, addr;
+	pgoff_t anon_pgoff;
+	const struct cow_context *origin, *owner;
+	const char *why;
+	unsigned int nr_rows;
+	struct {
+		const struct cow_context *ctx, *owner;
+		const struct mm_struct *mm;
+		unsigned int depth;
+		bool linked;
+	} row[16];
+} report;
+static DEFINE_MUTEX(report_mutex);
+
+/* One line per call site and folio is enough. */
+static bool is_reported(const struct compare *cmp)
+{
+	static unsigned long seen[256];
+	const unsigned long key = (unsigned long)cmp->site ^
+		(folio_pfn(cmp->mapped) << 8);
+
+	return xchg(&seen[hash_long(key, 8)], key) == key;
+}
+
+static bool begin_report(const struct compare *cmp,
+			 const struct cow_context *ctx,
+			 struct vm_area_struct *vma, unsigned long addr,
+			 const char *why)
+{
+	unsigned int i;
+
+	if (is_reported(cmp) || !mutex_trylock(&report_mutex))
+		return false;
+
+	report.vma = vma;
+	report.start = vma->vm_start;
+	report.end = vma->vm_end;
+	report.addr = addr;
+	report.anon_pgoff = vma_start_anon_pgoff(vma);
+	report.origin = vma->origin;
+	report.owner = cmp->walk.owner;
+	report.why = why;
+	for (i = 0; ctx && i < ARRAY_SIZE(report.row); ctx = ctx->parent, i++) {
+		report.row[i].ctx = ctx;
+		report.row[i].owner = ctx->owner;
+		report.row[i].mm = ctx->mm;
+		report.row[i].depth = ctx->depth;
+		report.row[i].linked = cow_context_is_linked(ctx);
+	}
+	report.nr_rows = i;
+	return true;
+}
+
+static void end_report(const struct compare *cmp)
+{
+	unsigned int i;
+
+	pr_err("cow_context: missed: %ps: folio pfn %lx index %lx order %u %s: %s\n",
+	       cmp->site, folio_pfn(cmp->mapped), cmp->walk.first,
+	       folio_order(cmp->mapped), cmp->walk.ksm ? "KSM" : "anon",
+	       report.why);
+	pr_err("cow_context:   anon_vma: vma %p %lx-%lx anon pgoff %lx, mapped at %lx, comm %s pid %d\n",
+	       report.vma, report.start, report.end, report.anon_pgoff,
+	       report.addr, current->comm, current->pid);
+	pr_err("cow_context:   context: origin %p, folio's owner %p\n",
+	       report.origin, report.owner);
+	for (i = 0; i < report.nr_rows; i++)
+		pr_err("cow_context:   %2u: ctx %p depth %u mm %p owner %p%s\n",
+		       i, report.row[i].ctx, report.row[i].depth,
+		       report.row[i].mm, report.row[i].owner,
+		       report.row[i].linked ? "" : " NOT LINKED");
+	mutex_unlock(&report_mutex);
+}
+
+static bool is_mapped(struct folio *folio, struct vm_area_struct *vma,
+		      unsigned long addr)
+{
+	static const unsigned int flags[] = {
+		PVMW_SYNC, PVMW_SYNC | PVMW_MIGRATION,
+	};
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(flags); i++) {
+		DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, flags[i]);
+
+		if (page_vma_mapped_walk(&pvmw)) {
+			page_vma_mapped_walk_done(&pvmw);
+			return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * Climb from @ctx to @owner, no further than to @stop. Compares pointers, so
+ * that a stale @owner does no harm.
+ *
+ * Returns NULL if @owner is there and all are linked, else what is wrong.
+ */
+static const char *check_chain(const struct cow_context *ctx,
+			       const struct cow_context *owner,
+			       const struct cow_context *stop)
+{
+	for (; ctx; ctx = ctx->parent) {
+		if (!cow_context_is_linked(ctx))
+			return "a context is not linked";
+		if (ctx == owner)
+			return NULL;
+		if (ctx == stop)
+			return "the origin does not enclose the owner";
+	}
+	return "the owner does not enclose the mm";
+}
+
+/* Would the walk visit @vma? NULL if so, else why not. Under R of @ctx. */
+static const char *check_visit(struct compare *cmp, struct cow_context *ctx,
+			       struct vm_area_struct *vma)
+{
+	const char *why;
+
+	if (!ctx->mm)
+		return "the context is dead";
+	if (!vma->origin)
+		return "the VMA has no origin";
+
+	why = check_chain(ctx, cmp->walk.owner,
+			  cmp->walk.ksm ? NULL : vma->origin);
+	if (why)
+		return why;
+
+	/* The chain of a living mm holds it. */
+	if (!cmp->pinned) {
+		cow_context_get(cmp->walk.owner);
+		cmp->pinned = cmp->walk.owner;
+	}
+	if (!cow_context_would_visit(&cmp->walk, ctx, vma))
+		return "not found in the mm";
+	return NULL;
+}
+
+static bool lock_context(struct compare *cmp, struct cow_context *ctx)
+{
+	if (!cmp->walk.try_lock) {
+		down_read(&ctx->rwsem);
+		return true;
+	}
+	if (down_read_trylock(&ctx->rwsem))
+		return true;
+	cmp->nr_contended++;
+	cow_context_count(COW_STAT_CONTENDED, 1);
+	return false;
+}
+
+static void miss(struct compare *cmp, struct cow_context *ctx,
+		 struct vm_area_struct *vma, unsigned long addr,
+		 const char *why, bool *reported)
+{
+	cmp->nr_missed++;
+	cow_context_count(COW_STAT_MISSED, 1);
+	trace_cow_context_miss(cmp->site, folio_pfn(cmp->mapped),
+			       cmp->walk.first, addr);
+	*reported = begin_report(cmp, ctx, vma, addr, why);
+}
+
+static void unlock_context(struct compare *cmp, struct cow_context *ctx,
+			   bool reported)
+{
+	up_read(&ctx->rwsem);
+	if (reported)
+		end_report(cmp);
+}
+
+/* Judge a VMA that anon_vma visits. */
+static void judge(struct compare *cmp, struct vm_area_struct *vma,
+		  unsigned long addr)
+{
+	struct cow_context *ctx = vma->vm_mm->cow_context;
+	bool mapped, reported = false;
+	const char *why;
+
+	cond_resched();
+	if (!lock_context(cmp, ctx))
+		return;
+
+	mapped = is_mapped(cmp->mapped, vma, addr);
+	why = check_visit(cmp, ctx, vma);
+	if (!why)
+		cmp->nr_visits++;
+
+	if (mapped && why)
+		miss(cmp, ctx, vma, addr, why, &reported);
+	else if (mapped)
+		cow_context_count(COW_STAT_FOUND, 1);
+	else if (why)
+		cow_context_count(COW_STAT_BENIGN, 1);
+
+	unlock_context(cmp, ctx, reported);
+}
+
+struct seek {
+	struct cow_context_walk walk;
+	const struct vm_area_struct *vma;
+	bool found;
+};
+
+static bool seek_visit(struct cow_context_walk *walk,
+		       struct vm_area_struct *vma)
+{
+	struct seek *seek = container_of(walk, struct seek, walk);
+
+	seek->found = vma == seek->vma;
+	return !seek->found;
+}
+
+/* The walk visited fewer VMAs than it should have: which? */
+static void search(struct compare *cmp, struct vm_area_struct *vma,
+		   unsigned long addr)
+{
+	struct cow_context *ctx = vma->vm_mm->cow_context;
+	struct seek seek = { .walk = cmp->walk, .vma = vma };
+	bool reported = false, mapped;
+
+	down_read(&ctx->rwsem);
+	mapped = ctx->mm && is_mapped(cmp->mapped, vma, addr) &&
+		!check_visit(cmp, ctx, vma);
+	up_read(&ctx->rwsem);
+	if (!mapped)
+		return;
+
+	seek.walk.visit = seek_visit;
+	cow_context_walk(&seek.walk);
+	if (seek.found)
+		return;
+
+	down_read(&ctx->rwsem);
+	if (ctx->mm && is_mapped(cmp->mapped, vma, addr) &&
+	    !check_visit(cmp, ctx, vma))
+		miss(cmp, ctx, vma, addr, "the tree walk does not get there",
+		     &reported);
+	unlock_context(cmp, ctx, reported);
+}
+
+/* Count what the walk itself visits. Returns true if that is too little. */
+static bool compare_visits(struct compare *cmp)
+{
+	struct cow_context_walk *walk = &cmp->walk;
+
+	/* Nothing here lies below the owner, so nothing keeps it alive. */
+	if (!cmp->pinned)
+		return false;
+
+	cow_context_walk(walk);
+	if (walk->contended || cmp->nr_contended || cmp->nr_missed)
+		return false;
+	if (walk->nr_vmas > cmp->nr_visits) {
+		const unsigned long nr = walk->nr_vmas - cmp->nr_visits;
+
+		cow_context_count(COW_STAT_EXTRA, nr);
+		cow_context_count(COW_STAT_EXTRA_OVERLAP,
+				  min(nr, walk->nr_overlap));
+	}
+	return walk->nr_vmas < cmp->nr_visits && !walk->try_lock;
+}
+
+static void end_compare(struct compare *cmp)
+{
+	cow_context_put(cmp->pinned);
+	if (cmp->nr_missed && panic_on_miss)
+		panic("cow_context: a walk would miss a mapping\n");
+}
+
+/**
+ * cow_context_compare - compare a walk of an anonymous folio
+ * @anon_vma: Where anon_vma's walk looks; its root is locked.
+ * @folio: The folio.
+ * @rwc: What walks.
+ *
+ * Context: Folio lock, anon_vma root lock. May sleep, unless rwc->try_lock.
+ */
+void cow_context_compare(struct anon_vma *anon_vma, struct folio *folio,
+			 struct rmap_walk_control *rwc)
+{
+	const unsigned long nr_pages = folio_nr_pages(folio);
+	struct anon_vma_chain *avc;
+	struct compare cmp = {
+		.walk = {
+			.owner = read_owner(folio),
+			.first = folio_pgoff(folio),
+			.last = folio_pgoff(folio) + nr_pages - 1,
+			.hugetlb = folio_test_hugetlb(folio),
+			.try_lock = rwc->try_lock,
+		},
+		.mapped = rwc->src ?: folio,
+		.site = rwc->rmap_one,
+	};
+
+	if (!cmp.walk.owner) {
+		cow_context_count(COW_STAT_UNJUDGED, 1);
+		return;
+	}
+	cow_context_count(COW_STAT_WALKS, 1);
+
+	anon_rmap_tree_foreach(avc, anon_vma, cmp.walk.first, cmp.walk.last)
+		judge(&cmp, avc->vma, vma_anon_address(avc->vma, cmp.walk.first,
+						       nr_pages));
+	if (compare_visits(&cmp)) {
+		anon_rmap_tree_foreach(avc, anon_vma, cmp.walk.first,
+				       cmp.walk.last)
+			search(&cmp, avc->vma,
+			       vma_anon_address(avc->vma, cmp.walk.first,
+						nr_pages));
+	}
+	end_compare(&cmp);
+}
+
+static bool ksm_covers(const struct compare *cmp, struct vm_area_struct *vma)
+{
+	const struct cow_context *ctx;
+
+	if (cmp->walk.addr < vma->vm_start || cmp->walk.addr >= vma->vm_end)
+		return false;
+	for (ctx = vma->vm_mm->cow_context; ctx; ctx = ctx->parent)
+		if (ctx == cmp->walk.owner)
+			return true;
+	/* It was merged, or forked from what was: another item's. */
+	cow_context_count(COW_STAT_KSM_FOREIGN, 1);
+	return false;
+}
+
+/**
+ * cow_context_compare_ksm - compare a walk for one rmap_item of a KSM folio
+ * @anon_vma: Where anon_vma's walk looks; its root is locked.
+ * @folio: The folio.
+ * @mm: The rmap_item's mm, which may be torn down.
+ * @index: Its anonymous page offset.
+ * @addr: Its user address.
+ * @rwc: What walks.
+ *
+ * A walk for this item covers the owner of @mm and what is below. anon_vma's
+ * can also reach a relative of @mm, because of a reused anon_vma: that one has
+ * an item of its own, or is below an mm that has one.
+ *
+ * Context: Folio lock, anon_vma root lock. May sleep, unless rwc->try_lock.
+ */
+void cow_context_compare_ksm(struct anon_vma *anon_vma, struct folio *folio,
+			     struct mm_struct *mm, pgoff_t index,
+			     unsigned long addr, struct rmap_walk_control *rwc)
+{
+	struct anon_vma_chain *avc;
+	struct compare cmp = {
+		.walk = {
+			.owner = mm->cow_context->owner,
+			.first = index,
+			.last = index,
+			.addr = addr,
+			.ksm = true,
+			.try_lock = rwc->try_lock,
+		},
+		.mapped = rwc->src ?: folio,
+		.site = rwc->rmap_one,
+	};
+
+	cow_context_count(COW_STAT_WALKS, 1);
+	cow_context_count(COW_STAT_WALKS_KSM, 1);
+
+	anon_rmap_tree_foreach(avc, anon_vma, index, index)
+		if (ksm_covers(&cmp, avc->vma))
+			judge(&cmp, avc->vma, addr);
+	if (compare_visits(&cmp)) {
+		anon_rmap_tree_foreach(avc, anon_vma, index, index)
+			if (ksm_covers(&cmp, avc->vma))
+				search(&cmp, avc->vma, addr);
+	}
+	end_compare(&cmp);
+}
+
+/* The assertion */
+
+static const char *check_findable(const struct folio *folio,
+				  const struct page *page,
+				  const struct vm_area_struct *vma,
+				  unsigned long addr)
+{
+	const pgoff_t index = page_pgoff(folio, page);
+	const long delta = cow_context_vma_delta(vma);
+	struct cow_context *ctx = vma->vm_mm->cow_context;
+	const struct cow_context *owner = read_owner(folio);
+
+	if (!vma->origin)
+		return "the VMA has no origin";
+	if (addr ? index != linear_anon_page_index(vma, addr) :
+		   index - vma_start_anon_pgoff(vma) >= vma_pages(vma))
+		return "the index does not fit";
+	if (delta && !cow_context_has_remap(ctx, index, delta))
+		return "the remap is not recorded";
+	if (!owner)
+		return NULL;
+	return check_chain(ctx, owner, vma->origin);
+}
+
+/**
+ * cow_context_assert_findable - would a walk find this page table entry?
+ * @folio: The folio that is mapped, or that a migration entry stands for.
+ * @page: Its page.
+ * @vma: The VMA.
+ * @addr: The user address, or 0 if the caller does not know.
+ *
+ * The temporary stack of exec is not asserted: its VMA gives new addresses
+ * while the entries are still at the old ones, and migration skips it.
+ *
+ * Context: Page table lock. Does not sleep. Empty without CONFIG_DEBUG_VM.
+ */
+void cow_context_assert_findable(const struct folio *folio,
+				 const struct page *page,
+				 const struct vm_area_struct *vma,
+				 unsigned long addr)
+{
+	const char *why;
+
+	if (!IS_ENABLED(CONFIG_DEBUG_VM))
+		return;
+	if (!folio_test_anon(folio) || folio_test_ksm(folio) ||
+	    vma_is_temporary_stack(vma))
+		return;
+
+	why = check_findable(folio, page, vma, addr);
+	if (likely(!why))
+		return;
+	cow_context_count(COW_STAT_UNFINDABLE, 1);
+	WARN_ONCE(1, "cow_context: unfindable: %s: folio pfn %lx index %lx owner %p, vma %p %lx-%lx anon pgoff %lx origin %p, address %lx\n",
+		  why, folio_pfn(folio), folio->index, read_owner(folio), vma,
+		  vma->vm_start, vma->vm_end, vma_start_anon_pgoff(vma),
+		  vma->origin, addr);
+}
+
+/**
+ * cow_context_assert_pte - cow_context_assert_findable() for a PTE
+ * @vma: The VMA.
+ * @addr: The user address.
+ * @pte: What is or will be there: anything; present pages and migration entries
+ *	of anonymous folios are looked at.
+ *
+ * Context: Page table lock. Does not sleep. Empty without CONFIG_DEBUG_VM.
+ */
+void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
+			    pte_t pte)
+{
+	struct page *page = NULL;
+
+	if (!IS_ENABLED(CONFIG_DEBUG_VM))
+		return;
+	if (pte_present(pte)) {
+		page = vm_normal_page(vma, addr, pte);
+	} else {
+		const softleaf_t entry = softleaf_from_pte(pte);
+
+		if (softleaf_is_migration(entry))
+			page = softleaf_to_page(entry);
+	}
+	if (page)
+		cow_context_assert_findable(page_folio(page), page, vma, addr);
+}
+
+/**
+ * cow_context_assert_pmd - cow_context_assert_findable() for a PMD
+ * @vma: The VMA.
+ * @addr: The user address.
+ * @pmd: A migration entry, or anything else, which is ignored.
+ *
+ * Context: Page table lock. Does not sleep. Empty without CONFIG_DEBUG_VM.
+ */
+void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
+			    pmd_t pmd)
+{
+	if (IS_ENABLED(CONFIG_DEBUG_VM) && pmd_is_migration_entry(pmd)) {
+		struct page *page = softleaf_to_page(softleaf_from_pmd(pmd));
+
+		cow_context_assert_findable(page_folio(page), page, vma, addr);
+	}
+}

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * CoW contexts: the walk.
+ *
+ * Theory
+ * ======
+ *
+ * Given a folio's owner and its anonymous page offsets, find every VMA that may
+ * map it. Two loops:
+ *
+ * - over the contexts between the owner's enter and leave markers, parent
+ *   before child (cow_context_walk_tree());
+ * - in one mm, over the places where the offsets can be: at their own
+ *   addresses, and where the context's records say. Each place is looked up in
+ *   mm_mt and among the VMAs of the munmap in flight
+ *   (cow_context_next_vma()).
+ *
+ * A VMA that is found is visited if it belongs to this mm (a half-forked
+ * child's mm_mt still holds its parent's), if it has an origin that encloses
+ * the owner (a child that unmapped the parent's range and mapped its own there
+ * cannot map the parent's folio), if its own offset gives the place that led
+ * to it, and if it is a hugetlb VMA exactly for a hugetlb folio. A folio can
+ * span several records; a VMA is visited from the one that holds the first
+ * offset that both cover, so never twice.
+ *
+ * Why nothing is missed
+ * =====================
+ *
+ * R is held over the whole visit of an mm. Under R no VMA leaves mm_mt or
+ * changes its range (I4), a VMA with PTEs is in mm_mt or in ctx->unmapping (I5)
+ * and has its record (I6), and no PTE is moved. So each PTE of that mm is at
+ * one place, and the walk looks there. For the tree see mm/cow_context.c.
+ *
+ * The maple tree mm_mt is read under RCU. A VMA found there under R stays,
+ * so RCU is dropped before the VMA is visited: the visit may sleep.
+ */
+
+#include <linux/hugetlb.h>
+#include <linux/mm.h>
+#include <linux/rculist.h>
+
+#include "cow_context.h"
+
+#include <trace/events/cow_context.h>
+
+/**
+ * struct cow_vma_iter - cursor over the VMAs of one mm that a walk visits
+ * @walk: The walk.
+ * @ctx: The context, R held.
+ * @remaps: Cursor over the records; @remaps.remap is the place looked at, with
+ *	delta 0 for the offsets' own addresses.
+ * @addr: Where to go on at this place.
+ * @end: End of this place, exclusive; @addr == @end if it is done.
+ * @unmapping: This place was searched in mm_mt, now in ctx->unmapping.
+ */
+struct cow_vma_iter {
+	const struct cow_context_walk *walk;
+	struct cow_context *ctx;
+	struct cow_remap_iter remaps;
+	unsigned long addr;
+	unsigned long end;
+	bool unmapping;
+};
+
+#define COW_VMA_ITER(name, walk_, ctx_)					\
+	struct cow_vma_iter name = {					\
+		.walk = (walk_),					\
+		.ctx = (ctx_),						\
+		.remaps = {						\
+			.first = (walk_)->first,			\
+			.last = (walk_)->last,				\
+			.remap = { .last = ULONG_MAX },			\
+		},							\
+	}
+
+/* Set @it to the addresses of the place in @it->remaps.remap. */
+static void set_place(struct cow_vma_iter *it)
+{
+	const struct cow_context_walk *walk = it->walk;
+	const struct cow_remap *remap = &it->remaps.remap;
+	pgoff_t first, last;
+
+	it->unmapping = false;
+	if (walk->ksm) {
+		it->addr = walk->addr;
+		it->end = walk->addr + PAGE_SIZE;
+		return;
+	}
+
+	first = max(walk->first, remap->first) + remap->delta;
+	last = min(walk->last, remap->last) + remap->delta;
+	it->addr = it->end = 0;
+	/* An offset can lie beyond the address space, if its VMA was moved. */
+	if (first > last || first > (TASK_SIZE - 1) >> PAGE_SHIFT)
+		return;
+	last = min(last, (TASK_SIZE - 1) >> PAGE_SHIFT);
+	it->addr = first << PAGE_SHIFT;
+	it->end = (last + 1) << PAGE_SHIFT;
+}
+
+/* The first VMA of the munmap in flight that ends behind @it->addr. */
+static struct vm_area_struct *find_unmapping(struct cow_vma_iter *it)
+{
+	const struct cow_unmapping *unmapping = &it->ctx->unmapping;
+	unsigned long low = 0, high = unmapping->nr;
+	struct vm_area_struct *vma, *found = NULL;
+
+	while (low < high) {
+		const unsigned long mid = low + (high - low) / 2;
+		MA_STATE(mas, unmapping->tree, mid, mid);
+
+		vma = mas_walk(&mas);
+		if (vma->vm_end > it->addr) {
+			found = vma;
+			high = mid;
+		} else {
+			low = mid + 1;
+		}
+	}
+	return found && found->vm_start < it->end ? found : NULL;
+}
+
+static struct vm_area_struct *find_attached(struct cow_vma_iter *it)
+{
+	MA_STATE(mas, &it->ctx->mm->mm_mt, it->addr, it->addr);
+
+	return mas_find(&mas, it->end - 1);
+}
+
+static bool is_wanted(const struct cow_vma_iter *it,
+		      const struct vm_area_struct *vma)
+{
+	const struct cow_context_walk *walk = it->walk;
+	const struct cow_remap *remap = &it->remaps.remap;
+	const struct cow_remap *first_remap = &it->ctx->remap;
+	const struct cow_context *origin;
+	pgoff_t first;
+
+	/* A half-forked child's mm_mt holds its parent's VMAs. */
+	if (vma->vm_mm != it->ctx->mm)
+		return false;
+	/* Unfaulted, or hidden. */
+	origin = READ_ONCE(vma->origin);
+	if (!origin)
+		return false;
+
+	if (walk->ksm)
+		return walk->addr >= vma->vm_start &&
+			linear_anon_page_index(vma, walk->addr) == walk->first;
+
+	if (origin->depth > walk->owner->depth)
+		return false;
+	if (cow_context_vma_delta(vma) != remap->delta)
+		return false;
+	if (is_vm_hugetlb_page(vma) != walk->hugetlb)
+		return false;
+
+	/* Once: from the record with the first offset that both have. */
+	first = max(walk->first, vma_start_anon_pgoff(vma));
+	if (first < remap->first || first > remap->last)
+		return false;
+	return !it->remaps.in_tree || remap->delta != first_remap->delta ||
+		first < first_remap->first || first > first_remap->last;
+}
+
+/*
+ * The next VMA of the mm that the walk must visit, or NULL.
+ *
+ * Context: R, held since the iterator was set up. The caller may sleep between
+ * two calls.
+ */
+static struct vm_area_struct *cow_context_next_vma(struct cow_vma_iter *it)
+{
+	struct vm_area_struct *vma;
+
+	if (!it->end)
+		set_place(it);
+
+	for (;;) {
+		while (it->addr < it->end) {
+			bool wanted;
+
+			rcu_read_lock();
+			vma = it->unmapping ? find_unmapping(it) :
+					      find_attached(it);
+			wanted = vma && is_wanted(it, vma);
+			/* mm_mt may give a VMA of the parent: read it here. */
+			it->addr = vma ? min(vma->vm_end, it->end) : it->end;
+			rcu_read_unlock();
+			if (wanted)
+				return vma;
+		}
+
+		if (!it->unmapping && it->ctx->unmapping.nr) {
+			set_place(it);
+			it->unmapping = true;
+			continue;
+		}
+		if (it->walk->ksm ||
+		    !cow_context_next_remap(it->ctx, &it->remaps))
+			return NULL;
+		set_place(it);
+	}
+}
+
+/**
+ * cow_context_walk_tree - visit the contexts below one, parent before child
+ * @top: Where to start; it is visited first. The caller keeps it from being
+ *	unlinked, by a reference or by something in an mm below it.
+ * @try_lock: End the walk at the first lock that is contended.
+ * @fn: Called under R for each context that still has an mm. May sleep. false
+ *	ends the walk.
+ * @arg: For @fn.
+ *
+ * Each context that is linked from before the walk to its end is visited once.
+ * One that is linked meanwhile is visited if its parent had not been.
+ *
+ * Context: May sleep, unless @try_lock and @fn does not. No ctx->rwsem held.
+ * Return: false if it ended because of a contended lock.
+ */
+bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
+			   cow_context_tree_fn fn, void *arg)
+{
+	struct cow_marker *pos, *next;
+	bool go_on = true;
+
+	cow_context_count(COW_STAT_TREE_WALKS, 1);
+	rcu_read_lock();
+	for (pos = &top->enter; pos != &top->leave; pos = next) {
+		struct cow_context *ctx = pos->ctx, *pinned = NULL;
+
+		next = NULL;
+		/* Pairs with the release in __cow_context_detach(). */
+		if (!ctx || !smp_load_acquire(&ctx->mm))
+			goto next;
+
+		if (down_read_trylock(&ctx->rwsem)) {
+			/* Detached meanwhile: only RCU keeps it. */
+			if (!ctx->mm) {
+				up_read(&ctx->rwsem);
+				goto next;
+			}
+			rcu_read_unlock();
+		} else {
+			if (try_lock) {
+				rcu_read_unlock();
+				return false;
+			}
+			/* No reference left: no PTE left either. */
+			if (!refcount_inc_not_zero(&ctx->refs))
+				goto next;
+			rcu_read_unlock();
+			pinned = ctx;
+			down_read(&ctx->rwsem);
+		}
+
+		if (ctx->mm) {
+			cow_context_count(COW_STAT_TREE_CONTEXTS, 1);
+			go_on = fn(ctx, arg);
+		}
+
+		/*
+		 * RCU before the lock is dropped, and the next pointer before
+		 * the pin is: until then the context is linked.
+		 */
+		rcu_read_lock();
+		up_read(&ctx->rwsem);
+next:
+		next = list_entry_rcu(pos->list.next, struct cow_marker, list);
+		cow_context_put(pinned);
+		if (!go_on)
+			break;
+	}
+	rcu_read_unlock();
+	return true;
+}
+
+static bool walk_mm(struct cow_context *ctx, void *arg)
+{
+	struct cow_context_walk *walk = arg;
+	const unsigned long nr_before = walk->nr_vmas;
+	struct vm_area_struct *vma;
+	COW_VMA_ITER(it, walk, ctx);
+
+	while ((vma = cow_context_next_vma(&it))) {
+		cond_resched();
+		if (walk->nr_vmas++ != nr_before)
+			walk->nr_overlap++;
+		if (walk->visit && !walk->visit(walk, vma))
+			return false;
+	}
+	return true;
+}
+
+/**
+ * cow_context_walk - visit every VMA that may map a folio
+ * @walk: What to look for, and what to do.
+ *
+ * Context: The caller holds the folio lock, so that owner and offset do not
+ * change, and keeps the owner alive: by a reference, or because the folio is
+ * mapped. May sleep unless try_lock.
+ */
+void cow_context_walk(struct cow_context_walk *walk)
+{
+	if (!cow_context_walk_tree(walk->owner, walk->try_lock, walk_mm, walk))
+		walk->contended = true;
+	trace_cow_context_walk(walk->owner, walk->first, walk->nr_vmas,
+			       walk->contended);
+}
+
+/**
+ * cow_context_would_visit - would a walk visit this VMA in its mm?
+ * @walk: The walk.
+ * @ctx: The context of the VMA's mm.
+ * @vma: The VMA.
+ *
+ * Uses what the walk uses.
+ *
+ * Context: R of @ctx.
+ * Return: true if it would, once it gets to @ctx.
+ */
+bool cow_context_would_visit(const struct cow_context_walk *walk,
+			     struct cow_context *ctx,
+			     const struct vm_area_struct *vma)
+{
+	const struct vm_area_struct *found;
+	COW_VMA_ITER(it, walk, ctx);
+
+	if (!ctx->mm)
+		return false;
+	while ((found = cow_context_next_vma(&it)))
+		if (found == vma)
+			return true;
+	return false;
+}

@@ -1,0 +1,2302 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KUnit tests for CoW contexts: life cycle, fork tree, remaps, tree walk.
+ *
+ * The contexts are real, the mms mostly are not: a struct test_mm has what
+ * contexts use of an mm (the lock and the pointer to the context) and costs no
+ * page table. Each test leaves its family in test->priv; the suite's exit ends
+ * every mm in it and then looks whether a context is left.
+ *
+ * Which deliberate break which test catches (each was tried):
+ *
+ *	mm/cow_context.c
+ *	  fork: no reference to the parent		fork_links_child
+ *	  fork: child linked before the leave marker	fork_links_child
+ *	  fork: parent is @from though it shares	owners_max
+ *	  fork: no limit of owners			owners_max, bounds
+ *	  fork: remaps not inherited			remap_cases
+ *	  detach: counts a second time			mm_life_cycle
+ *	  detach: does not take the lock		races
+ *	  mm_free: no put				mm_life_cycle
+ *	  put: the parent's reference stays		dead_stay_linked, bounds
+ *	  put: leave marker not unlinked		dead_stay_linked
+ *	mm/cow_context_rmap.c
+ *	  walk: dead contexts are visited		random_tree
+ *	  walk: next pointer read before the visit	races
+ *	  walk: a contended context is skipped		walk_waits, races
+ *	  walk: no pin while it waits for the lock	walk_waits
+ *	  walk: try_lock ignored			walk_stops
+ *	  walk: ends at the first leave marker		random_tree
+ *	mm/cow_context_remap.c
+ *	  add: inline record grows over a gap		remap_cases, model
+ *	  add: inline record does not grow		remap_cases, model
+ *	  del: trims the inline record at the wrong end	remap_cases, model
+ *	  del: makes the hole of an inline record	remap_cases, model
+ *	  del: inline record only, not the tree		remap_cases, model
+ *	  zigzag: sign lost				remap_cases, model
+ *	  entry_with: deltas not sorted			remap_cases, model
+ *	  entry_replace: no second reference at a split	remap_sets, model
+ *	  entry_replace: replaced set is not put	remap_sets, model
+ *	  dup: sets not referenced			remap_sets, model
+ *	  free: sets not put				remap_sets, model
+ *	  next_remap: goes on with the next range	remap_cases, model
+ *	  next_remap: FRESH not set at a new range	remap_cases, model
+ */
+
+#include <kunit/test.h>
+#include <linux/completion.h>
+#include <linux/delay.h>
+#include <linux/jiffies.h>
+#include <linux/kthread.h>
+#include <linux/mm.h>
+#include <linux/mmap_lock.h>
+#include <linux/prandom.h>
+#include <linux/random.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include <linux/wait.h>
+
+#include "../cow_context.h"
+#include "../internal.h"
+
+/* -------------------------------------------------------------------------
+ * Families of mms.
+ */
+
+#define NR_SLOTS	2
+
+/**
+ * struct test_mm - an mm without address space
+ * @node: In family->mms.
+ * @ptl: Its page table lock, protects @entry.
+ * @entry: Its page table: 0, or the number of the walk that was here last.
+ * @visitors: Walkers inside.
+ * @gone: Detached.
+ * @mm: Last, because it ends in a flexible array.
+ */
+struct test_mm {
+	struct list_head node;
+	spinlock_t ptl; /* entry */
+	unsigned long entry[NR_SLOTS];
+	atomic_t visitors;
+	bool gone;
+	struct mm_struct mm;
+};
+
+/**
+ * struct family - the mms of a test
+ * @lock: Protects @mms and @nr_mms against the threads of a test.
+ * @mms: Living mms.
+ * @nr_mms: How many.
+ * @root: Context of the first mm; the family keeps a reference.
+ */
+struct family {
+	spinlock_t lock; /* mms, nr_mms */
+	struct list_head mms;
+	unsigned int nr_mms;
+	struct cow_context *root;
+};
+
+static struct test_mm *to_test_mm(struct mm_struct *mm)
+{
+	return container_of(mm, struct test_mm, mm);
+}
+
+static struct cow_context *ctx_of(struct test_mm *tm)
+{
+	return tm->mm.cow_context;
+}
+
+/* An mm that is forked from none; NULL if there is no memory. */
+static struct test_mm *new_mm(struct family *family)
+{
+	struct test_mm *tm = kzalloc_obj(*tm);
+
+	if (!tm)
+		return NULL;
+	spin_lock_init(&tm->ptl);
+	init_rwsem(&tm->mm.mmap_lock);
+	mm_lock_seqcount_init(&tm->mm);
+	if (cow_context_mm_alloc(&tm->mm)) {
+		kfree(tm);
+		return NULL;
+	}
+
+	spin_lock(&family->lock);
+	list_add_tail(&tm->node, &family->mms);
+	family->nr_mms++;
+	if (!family->root) {
+		family->root = ctx_of(tm);
+		cow_context_get(family->root);
+	}
+	spin_unlock(&family->lock);
+	return tm;
+}
+
+static void lock_both(struct mm_struct *mm, struct mm_struct *oldmm)
+{
+	mmap_write_lock(oldmm);
+	mmap_write_lock_nested(mm, SINGLE_DEPTH_NESTING);
+}
+
+static void unlock_both(struct mm_struct *mm, struct mm_struct *oldmm)
+{
+	mmap_write_unlock(mm);
+	mmap_write_unlock(oldmm);
+}
+
+static void detach_mm(struct test_mm *tm)
+{
+	mmap_write_lock(&tm->mm);
+	cow_context_detach(&tm->mm);
+	mmap_write_unlock(&tm->mm);
+}
+
+/* exit and mmdrop in one; the memory is left to the caller. */
+static void exit_mm_nofree(struct family *family, struct test_mm *tm)
+{
+	detach_mm(tm);
+	WRITE_ONCE(tm->gone, true);
+	cow_context_mm_free(&tm->mm);
+
+	spin_lock(&family->lock);
+	list_del(&tm->node);
+	family->nr_mms--;
+	spin_unlock(&family->lock);
+}
+
+static void exit_mm(struct family *family, struct test_mm *tm)
+{
+	exit_mm_nofree(family, tm);
+	kfree(tm);
+}
+
+static struct test_mm *fork_mm(struct family *family, struct test_mm *from)
+{
+	struct test_mm *tm = new_mm(family);
+	int err;
+
+	if (!tm)
+		return NULL;
+	lock_both(&tm->mm, &from->mm);
+	err = cow_context_fork(&tm->mm, &from->mm);
+	unlock_both(&tm->mm, &from->mm);
+	if (err) {
+		exit_mm(family, tm);
+		return NULL;
+	}
+	return tm;
+}
+
+static struct test_mm *must_fork(struct kunit *test, struct test_mm *from)
+{
+	struct test_mm *tm;
+
+	tm = from ? fork_mm(test->priv, from) : new_mm(test->priv);
+	KUNIT_ASSERT_NOT_NULL(test, tm);
+	return tm;
+}
+
+static struct cow_marker *next_marker(struct cow_marker *pos)
+{
+	return list_next_entry(pos, list);
+}
+
+static unsigned int count_contexts(struct cow_context *root)
+{
+	struct cow_marker *pos;
+	unsigned int nr = 0;
+
+	for (pos = &root->enter; pos != &root->leave; pos = next_marker(pos))
+		nr += !!pos->ctx;
+	return nr;
+}
+
+/**
+ * struct level - a context that is open at one point of a family's list
+ * @ctx: The context.
+ * @owner: The level of the innermost owner around whoever is forked from it.
+ * @children: Contexts seen so far whose parent it is.
+ * @dead: Dead contexts above it.
+ */
+struct level {
+	struct cow_context *ctx;
+	unsigned int owner;
+	unsigned int children;
+	unsigned int dead;
+};
+
+static void expect_entered(struct kunit *test, struct level *levels,
+			   unsigned int nr, struct cow_context *ctx)
+{
+	struct level *level = &levels[nr];
+	unsigned int depth = 0;
+
+	*level = (struct level){ .ctx = ctx, .owner = nr };
+	if (!nr) {
+		KUNIT_ASSERT_NULL(test, ctx->parent);
+	} else {
+		const struct level *outer = &levels[nr - 1];
+		struct level *parent = &levels[outer->owner];
+
+		/* The innermost owner around it, however it came to be that. */
+		KUNIT_ASSERT_PTR_EQ(test, ctx->parent, parent->ctx);
+		parent->children++;
+		depth = parent->ctx->depth + 1;
+		level->dead = outer->dead + !outer->ctx->mm;
+		if (depth >= COW_OWNERS_MAX)
+			level->owner = outer->owner;
+	}
+	KUNIT_ASSERT_EQ(test, ctx->depth, depth);
+	KUNIT_ASSERT_PTR_EQ(test, ctx->owner, levels[level->owner].ctx);
+	KUNIT_ASSERT_TRUE(test, cow_context_is_linked(ctx));
+	if (ctx->mm) {
+		KUNIT_ASSERT_PTR_EQ(test, ctx->mm->cow_context, ctx);
+		KUNIT_ASSERT_LE(test, level->dead, COW_OWNERS_MAX);
+	}
+}
+
+/*
+ * The whole family: markers nest, and every field follows from where its
+ * context is. Returns the number of contexts.
+ */
+static unsigned int expect_sane(struct kunit *test)
+{
+	struct family *family = test->priv;
+	struct cow_marker *pos = &family->root->enter;
+	const unsigned int nr_contexts = count_contexts(family->root);
+	unsigned int nr = 0;
+	struct level *levels;
+
+	levels = kunit_kcalloc(test, nr_contexts + 1, sizeof(*levels),
+			       GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, levels);
+	do {
+		if (pos->ctx) {
+			KUNIT_ASSERT_PTR_EQ(test, pos, &pos->ctx->enter);
+			expect_entered(test, levels, nr++, pos->ctx);
+		} else {
+			const struct level *level;
+			struct cow_context *ctx;
+
+			KUNIT_ASSERT_GT(test, nr, 0);
+			level = &levels[--nr];
+			ctx = level->ctx;
+			KUNIT_ASSERT_PTR_EQ(test, pos, &ctx->leave);
+			KUNIT_ASSERT_EQ(test, refcount_read(&ctx->refs),
+					level->children + !!ctx->mm +
+					(ctx == family->root));
+		}
+		KUNIT_ASSERT_PTR_EQ(test, pos->list.next->prev, &pos->list);
+		pos = next_marker(pos);
+	} while (pos != &family->root->enter);
+	KUNIT_ASSERT_EQ(test, nr, 0);
+	kunit_kfree(test, levels);
+	return nr_contexts;
+}
+
+/* End the family: no context but the pinned root may be left. */
+static void end_family(struct kunit *test)
+{
+	struct family *family = test->priv;
+	struct cow_context *root = family->root;
+	struct test_mm *tm, *next;
+
+	list_for_each_entry_safe(tm, next, &family->mms, node)
+		exit_mm(family, tm);
+	if (!root)
+		return;
+
+	KUNIT_EXPECT_EQ(test, count_contexts(root), 1);
+	KUNIT_EXPECT_PTR_EQ(test, next_marker(&root->enter), &root->leave);
+	KUNIT_EXPECT_PTR_EQ(test, next_marker(&root->leave), &root->enter);
+	KUNIT_EXPECT_EQ(test, refcount_read(&root->refs), 1);
+	KUNIT_EXPECT_EQ(test, cow_context_nr_remaps(root), 0);
+	family->root = NULL;
+	cow_context_put(root);
+}
+
+static int cow_context_test_init(struct kunit *test)
+{
+	struct family *family;
+
+	family = kunit_kzalloc(test, sizeof(*family), GFP_KERNEL);
+	if (!family)
+		return -ENOMEM;
+	spin_lock_init(&family->lock);
+	INIT_LIST_HEAD(&family->mms);
+	test->priv = family;
+	return 0;
+}
+
+static void cow_context_test_exit(struct kunit *test)
+{
+	if (test->priv)
+		end_family(test);
+}
+
+/* A number below @max. */
+static unsigned int below(struct rnd_state *rnd, unsigned int max)
+{
+	return prandom_u32_state(rnd) % max;
+}
+
+/**
+ * struct seed_case - where a random test starts
+ * @name: For the log.
+ * @seed: 0 for another one each time; printed then.
+ * @base: Remaps: lowest offset.
+ * @deep: Trees: fork mostly from the youngest.
+ */
+struct seed_case {
+	const char *name;
+	u32 seed;
+	pgoff_t base;
+	bool deep;
+};
+
+static void seed_rnd(struct kunit *test, struct rnd_state *rnd)
+{
+	const struct seed_case *param = test->param_value;
+	u32 seed = param && param->seed ? param->seed : get_random_u32();
+
+	kunit_info(test, "seed %#x", seed);
+	prandom_seed_state(rnd, seed);
+}
+
+/* -------------------------------------------------------------------------
+ * The object and its life cycle.
+ */
+
+/* Other mms come and go meanwhile, but what leaks stays. */
+static void expect_stat(struct kunit *test, enum cow_context_stat stat,
+			long expected)
+{
+	int i;
+
+	for (i = 0; i < 100 && cow_context_stat_sum(stat) != expected; i++)
+		msleep(20);
+	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(stat), expected);
+}
+
+/* Real mms: mm_alloc(), fork's hook, mmput() and mmdrop() leave nothing. */
+static void mm_life_cycle(struct kunit *test)
+{
+	const long contexts = cow_context_stat_sum(COW_STAT_CONTEXTS);
+	const long dead = cow_context_stat_sum(COW_STAT_DEAD);
+	struct mm_struct *mm, *child;
+	struct cow_context *ctx;
+	int err;
+
+	mm = mm_alloc();
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	ctx = mm->cow_context;
+	KUNIT_ASSERT_NOT_NULL(test, ctx);
+	KUNIT_EXPECT_PTR_EQ(test, ctx->mm, mm);
+	mmdrop(mm);
+
+	mm = mm_alloc();
+	child = mm_alloc();
+	if (!mm || !child) {
+		KUNIT_FAIL(test, "mm_alloc() failed");
+		goto out;
+	}
+	lock_both(child, mm);
+	err = cow_context_fork(child, mm);
+	unlock_both(child, mm);
+	KUNIT_EXPECT_EQ(test, err, 0);
+
+	/* The second time does nothing, nor does exit_mmap()'s after it. */
+	ctx = child->cow_context;
+	mmap_write_lock(child);
+	cow_context_detach(child);
+	KUNIT_EXPECT_NULL(test, ctx->mm);
+	cow_context_detach(child);
+	mmap_write_unlock(child);
+	KUNIT_EXPECT_NULL(test, ctx->mm);
+	KUNIT_EXPECT_EQ(test, refcount_read(&ctx->refs), 1);
+out:
+	if (child)
+		mmput(child);
+	if (mm)
+		mmput(mm);
+	rcu_barrier();
+	expect_stat(test, COW_STAT_CONTEXTS, contexts);
+	expect_stat(test, COW_STAT_DEAD, dead);
+}
+
+static void new_is_alone(struct kunit *test)
+{
+	struct test_mm *tm = must_fork(test, NULL);
+	struct cow_context *ctx = ctx_of(tm);
+
+	KUNIT_EXPECT_PTR_EQ(test, ctx->mm, &tm->mm);
+	KUNIT_EXPECT_PTR_EQ(test, ctx->owner, ctx);
+	KUNIT_EXPECT_NULL(test, ctx->parent);
+	KUNIT_EXPECT_EQ(test, ctx->depth, 0);
+	/* The mm's, and the family's pin. */
+	KUNIT_EXPECT_EQ(test, refcount_read(&ctx->refs), 2);
+	KUNIT_EXPECT_PTR_EQ(test, ctx->enter.ctx, ctx);
+	KUNIT_EXPECT_NULL(test, ctx->leave.ctx);
+	KUNIT_EXPECT_PTR_EQ(test, next_marker(&ctx->enter), &ctx->leave);
+	KUNIT_EXPECT_PTR_EQ(test, next_marker(&ctx->leave), &ctx->enter);
+	KUNIT_EXPECT_TRUE(test, cow_context_is_linked(ctx));
+	KUNIT_EXPECT_EQ(test, cow_context_nr_remaps(ctx), 0);
+	KUNIT_EXPECT_EQ(test, ctx->unmapping.nr, 0);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), 1);
+}
+
+/* a( c( ) b( d( ) ) ): a child comes directly behind the enter marker. */
+static void fork_links_child(struct kunit *test)
+{
+	struct cow_context *a, *b, *c, *d;
+	struct test_mm *mm_a, *mm_b;
+	unsigned int i;
+
+	mm_a = must_fork(test, NULL);
+	mm_b = must_fork(test, mm_a);
+	a = ctx_of(mm_a);
+	b = ctx_of(mm_b);
+	c = ctx_of(must_fork(test, mm_a));
+	d = ctx_of(must_fork(test, mm_b));
+
+	const struct cow_marker *order[] = {
+		&a->enter, &c->enter, &c->leave, &b->enter,
+		&d->enter, &d->leave, &b->leave, &a->leave,
+	};
+	struct cow_marker *pos = &a->enter;
+
+	for (i = 0; i < ARRAY_SIZE(order); i++, pos = next_marker(pos))
+		KUNIT_EXPECT_PTR_EQ(test, pos, order[i]);
+
+	KUNIT_EXPECT_PTR_EQ(test, b->parent, a);
+	KUNIT_EXPECT_PTR_EQ(test, c->parent, a);
+	KUNIT_EXPECT_PTR_EQ(test, d->parent, b);
+	KUNIT_EXPECT_PTR_EQ(test, d->owner, d);
+	KUNIT_EXPECT_EQ(test, d->depth, 2);
+	/* Two children, the mm, the family's pin. */
+	KUNIT_EXPECT_EQ(test, refcount_read(&a->refs), 4);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), 4);
+}
+
+static void dead_stay_linked(struct kunit *test)
+{
+	struct family *family = test->priv;
+	struct test_mm *a, *b, *c, *d;
+	struct cow_context *ctx_b;
+
+	a = must_fork(test, NULL);
+	b = must_fork(test, a);
+	c = must_fork(test, b);
+	d = must_fork(test, b);
+	ctx_b = ctx_of(b);
+
+	exit_mm(family, b);
+	KUNIT_EXPECT_NULL(test, ctx_b->mm);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), 4);
+	exit_mm(family, c);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), 3);
+	KUNIT_EXPECT_PTR_EQ(test, ctx_of(d)->parent, ctx_b);
+	/* A pin alone keeps it linked, too. */
+	cow_context_get(ctx_b);
+	exit_mm(family, d);
+	KUNIT_EXPECT_EQ(test, count_contexts(family->root), 2);
+	KUNIT_EXPECT_TRUE(test, cow_context_is_linked(ctx_b));
+	cow_context_put(ctx_b);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), 1);
+
+	/* A chain that hangs on one mm goes as a whole. */
+	b = must_fork(test, a);
+	c = must_fork(test, b);
+	d = must_fork(test, c);
+	exit_mm(family, a);
+	exit_mm(family, b);
+	exit_mm(family, c);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), 4);
+	exit_mm(family, d);
+	KUNIT_EXPECT_EQ(test, count_contexts(family->root), 1);
+}
+
+static void owners_max(struct kunit *test)
+{
+	struct family *family = test->priv;
+	struct test_mm *tm[COW_OWNERS_MAX + 6];
+	struct cow_context *last_owner;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(tm); i++)
+		tm[i] = must_fork(test, i ? tm[i - 1] : NULL);
+	last_owner = ctx_of(tm[COW_OWNERS_MAX - 1]);
+
+	for (i = 1; i < COW_OWNERS_MAX; i++) {
+		KUNIT_EXPECT_PTR_EQ(test, ctx_of(tm[i])->owner, ctx_of(tm[i]));
+		KUNIT_EXPECT_PTR_EQ(test, ctx_of(tm[i])->parent,
+				    ctx_of(tm[i - 1]));
+	}
+	for (; i < ARRAY_SIZE(tm); i++) {
+		struct cow_context *ctx = ctx_of(tm[i]);
+
+		KUNIT_EXPECT_PTR_EQ(test, ctx->owner, last_owner);
+		KUNIT_EXPECT_PTR_EQ(test, ctx->parent, last_owner);
+		KUNIT_EXPECT_EQ(test, ctx->depth, COW_OWNERS_MAX);
+		/* Nested all the same: what it forks is below it. */
+		KUNIT_EXPECT_PTR_EQ(test, next_marker(&ctx_of(tm[i - 1])->enter),
+				    &ctx->enter);
+	}
+	KUNIT_EXPECT_EQ(test, expect_sane(test), ARRAY_SIZE(tm));
+
+	/* It goes with its mm, what is nested in it stays. */
+	exit_mm(family, tm[COW_OWNERS_MAX + 1]);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), ARRAY_SIZE(tm) - 1);
+	/* Owners stay. */
+	exit_mm(family, tm[COW_OWNERS_MAX - 1]);
+	exit_mm(family, tm[COW_OWNERS_MAX - 2]);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), ARRAY_SIZE(tm) - 1);
+}
+
+/* -------------------------------------------------------------------------
+ * How many contexts stay.
+ */
+
+struct bound_case {
+	const char *name;
+	void (*run)(struct kunit *test, unsigned int nr, unsigned int overlap);
+	unsigned int nr;
+	unsigned int overlap;
+	unsigned int contexts;
+};
+
+/* @gen forks and exits; its child is returned. */
+static struct test_mm *next_generation(struct kunit *test, struct test_mm *gen)
+{
+	struct test_mm *child = must_fork(test, gen);
+
+	exit_mm(test->priv, gen);
+	return child;
+}
+
+static void bound_chain(struct kunit *test, unsigned int nr,
+			unsigned int overlap)
+{
+	struct family *family = test->priv;
+	struct test_mm *gen = must_fork(test, NULL);
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		gen = next_generation(test, gen);
+		if (i % 128 == 0)
+			KUNIT_ASSERT_LE(test, count_contexts(family->root),
+					COW_OWNERS_MAX + 1);
+	}
+}
+
+/* Each generation leaves a second child, which exits @overlap later. */
+static void bound_comb(struct kunit *test, unsigned int nr,
+		       unsigned int overlap)
+{
+	struct test_mm *gen = must_fork(test, NULL);
+	struct test_mm **side;
+	unsigned int i;
+
+	side = kunit_kcalloc(test, nr, sizeof(*side), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, side);
+	for (i = 0; i < nr; i++) {
+		side[i] = must_fork(test, gen);
+		gen = next_generation(test, gen);
+		if (i >= overlap)
+			exit_mm(test->priv, side[i - overlap]);
+	}
+}
+
+/*
+ * With no more than @nr living mms: grow a comb, keep its end alive, drop its
+ * teeth, and again with what is left.
+ */
+static void bound_hold(struct kunit *test, unsigned int nr,
+		       unsigned int overlap)
+{
+	struct family *family = test->priv;
+	struct test_mm *root = must_fork(test, NULL);
+	struct test_mm **side;
+	unsigned int k;
+
+	side = kunit_kcalloc(test, nr, sizeof(*side), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, side);
+	for (k = nr - 2; k > 1; k--) {
+		struct test_mm *gen = must_fork(test, root);
+		const int room = nr - family->nr_mms - 2;
+		int teeth, i;
+
+		teeth = family->nr_mms + k <= nr ? k - 1 : max(0, room);
+		for (i = 0; i < teeth; i++) {
+			side[i] = must_fork(test, gen);
+			gen = next_generation(test, gen);
+			if (family->nr_mms >= nr) {
+				i++;
+				break;
+			}
+		}
+		while (i--)
+			exit_mm(family, side[i]);
+		cond_resched();
+	}
+}
+
+/* All live: nothing is bounded, and nothing may recurse when they exit. */
+static void bound_line(struct kunit *test, unsigned int nr,
+		       unsigned int overlap)
+{
+	struct family *family = test->priv;
+	struct test_mm *tm = must_fork(test, NULL), *next;
+	unsigned int i;
+
+	for (i = 1; i < nr; i++)
+		tm = must_fork(test, tm);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), nr);
+
+	/* The oldest first: all but the last live below dead ones. */
+	list_for_each_entry_safe(tm, next, &family->mms, node) {
+		if (list_is_last(&tm->node, &family->mms))
+			break;
+		exit_mm(family, tm);
+	}
+}
+
+static const struct bound_case bound_cases[] = {
+	{ "chain of 10000", bound_chain, 10000, 0, COW_OWNERS_MAX + 1 },
+	{ "line of 10000 living", bound_line, 10000, 0, COW_OWNERS_MAX + 1 },
+	{ "comb, overlap 1", bound_comb, 3000, 1, COW_OWNERS_MAX + 2 },
+	{ "comb, overlap 2", bound_comb, 3000, 2, COW_OWNERS_MAX + 3 },
+	{ "comb, overlap 10", bound_comb, 3000, 10, COW_OWNERS_MAX + 11 },
+	/* Computed with a model of the rule. */
+	{ "hold and drop, 100 living", bound_hold, 100, 0, 4256 },
+	{ "hold and drop, 300 living", bound_hold, 300, 0, 17056 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(bound, bound_cases, name);
+
+static void bounds(struct kunit *test)
+{
+	const struct bound_case *param = test->param_value;
+
+	param->run(test, param->nr, param->overlap);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), param->contexts);
+}
+
+/* -------------------------------------------------------------------------
+ * Random trees against plain arrays.
+ */
+
+#define MAX_NODES	160
+
+/**
+ * struct model_node - what a context must look like
+ * @tm: Its mm while it lives.
+ * @ctx: The context, or NULL if the node is free.
+ * @parent: Node of its parent, or -1.
+ * @depth: Its depth.
+ * @refs: Its references.
+ * @shares: It is not its own owner.
+ * @visited: How often a walk came here.
+ */
+struct model_node {
+	struct test_mm *tm;
+	struct cow_context *ctx;
+	int parent;
+	unsigned int depth;
+	int refs;
+	bool shares;
+	unsigned int visited;
+};
+
+/**
+ * struct model - what a family must look like
+ * @node: Its contexts.
+ * @order: Its list: i + 1 where node i begins, -(i + 1) where it ends.
+ * @len: Length of @order.
+ * @nr_alive: Nodes with an mm.
+ * @last_alive: The youngest of them, if it lives.
+ * @pos: The walk: where in @order it is.
+ * @bad: The walk: it was elsewhere.
+ */
+struct model {
+	struct model_node node[MAX_NODES];
+	int order[2 * MAX_NODES];
+	int len;
+	unsigned int nr_alive;
+	int last_alive;
+	int pos;
+	unsigned int bad;
+};
+
+static int model_find(struct model *model, int mark)
+{
+	int i;
+
+	for (i = 0; i < model->len; i++)
+		if (model->order[i] == mark)
+			return i;
+	return -1;
+}
+
+static void model_insert(struct model *model, int at, int mark)
+{
+	memmove(&model->order[at + 1], &model->order[at],
+		(model->len++ - at) * sizeof(model->order[0]));
+	model->order[at] = mark;
+}
+
+static void model_remove(struct model *model, int mark)
+{
+	const int at = model_find(model, mark);
+
+	memmove(&model->order[at], &model->order[at + 1],
+		(--model->len - at) * sizeof(model->order[0]));
+}
+
+/* Returns the new node, or -1 if all are in use. */
+static int model_fork(struct model *model, int from)
+{
+	struct model_node *node, *parent;
+	int i, at = 0;
+
+	for (i = 0; i < MAX_NODES && model->node[i].refs; i++)
+		;
+	if (i == MAX_NODES)
+		return -1;
+	node = &model->node[i];
+	*node = (struct model_node){ .parent = -1, .refs = 1 };
+	if (from >= 0) {
+		parent = &model->node[from];
+		node->parent = parent->shares ? parent->parent : from;
+		parent = &model->node[node->parent];
+		parent->refs++;
+		node->depth = parent->depth + 1;
+		node->shares = node->depth >= COW_OWNERS_MAX;
+		at = model_find(model, from + 1) + 1;
+	}
+	model_insert(model, at, -(i + 1));
+	model_insert(model, at, i + 1);
+	model->nr_alive++;
+	model->last_alive = i;
+	return i;
+}
+
+static void model_exit(struct model *model, int i)
+{
+	model->node[i].tm = NULL;
+	model->nr_alive--;
+	for (; i >= 0 && !--model->node[i].refs; i = model->node[i].parent) {
+		model_remove(model, i + 1);
+		model_remove(model, -(i + 1));
+		model->node[i].ctx = NULL;
+	}
+}
+
+static int model_pick(struct model *model, struct rnd_state *rnd, bool deep)
+{
+	int i;
+
+	if (deep && model->node[model->last_alive].tm && below(rnd, 8))
+		return model->last_alive;
+	do {
+		i = below(rnd, MAX_NODES);
+	} while (!model->node[i].tm);
+	return i;
+}
+
+static void expect_order(struct kunit *test, struct model *model)
+{
+	struct family *family = test->priv;
+	struct cow_marker *pos = &family->root->enter;
+	int i;
+
+	for (i = 0; i < model->len; i++, pos = next_marker(pos)) {
+		const int mark = model->order[i];
+		const struct model_node *node = &model->node[abs(mark) - 1];
+		struct cow_context *ctx = node->ctx;
+
+		KUNIT_ASSERT_PTR_EQ(test, pos,
+				    mark > 0 ? &ctx->enter : &ctx->leave);
+		if (mark < 0)
+			continue;
+		KUNIT_ASSERT_PTR_EQ(test, ctx->mm,
+				    node->tm ? &node->tm->mm : NULL);
+		KUNIT_ASSERT_PTR_EQ(test, ctx->parent, node->parent < 0 ? NULL :
+				    model->node[node->parent].ctx);
+		KUNIT_ASSERT_EQ(test, ctx->depth, node->depth);
+		KUNIT_ASSERT_PTR_EQ(test, ctx->owner,
+				    node->shares ? ctx->parent : ctx);
+		KUNIT_ASSERT_EQ(test, refcount_read(&ctx->refs), node->refs);
+	}
+	KUNIT_ASSERT_PTR_EQ(test, pos, &family->root->enter);
+}
+
+/* The next context in the model's order that has an mm must be this one. */
+static bool visit_model(struct cow_context *ctx, void *arg)
+{
+	struct model *model = arg;
+
+	for (; model->pos < model->len; model->pos++) {
+		const int mark = model->order[model->pos];
+
+		if (mark > 0 && model->node[mark - 1].tm)
+			break;
+	}
+	if (model->pos >= model->len ||
+	    model->node[model->order[model->pos] - 1].ctx != ctx) {
+		model->bad++;
+		return false;
+	}
+	model->node[model->order[model->pos++] - 1].visited++;
+	return true;
+}
+
+/* Below a node, the walk visits each living one once, in order. */
+static void expect_walk(struct kunit *test, struct model *model, int top)
+{
+	int i, end = model_find(model, -(top + 1));
+
+	for (i = 0; i < MAX_NODES; i++)
+		model->node[i].visited = 0;
+	model->pos = model_find(model, top + 1);
+	i = model->pos;
+	KUNIT_ASSERT_TRUE(test, cow_context_walk_tree(model->node[top].ctx,
+						      false, visit_model,
+						      model));
+	KUNIT_ASSERT_EQ(test, model->bad, 0);
+	KUNIT_ASSERT_LE(test, model->pos, end);
+	for (; i < end; i++) {
+		const int mark = model->order[i];
+
+		if (mark > 0)
+			KUNIT_ASSERT_EQ(test, model->node[mark - 1].visited,
+					!!model->node[mark - 1].tm);
+	}
+}
+
+static const struct seed_case tree_cases[] = {
+	{ .name = "bushy, seed 1", .seed = 1 },
+	{ .name = "bushy, random seed" },
+	{ .name = "deep, seed 2", .seed = 2, .deep = true },
+	{ .name = "deep, random seed", .deep = true },
+};
+
+KUNIT_ARRAY_PARAM_DESC(tree, tree_cases, name);
+
+static void random_tree(struct kunit *test)
+{
+	const struct seed_case *param = test->param_value;
+	struct family *family = test->priv;
+	unsigned int step, target = 40;
+	struct rnd_state rnd;
+	struct model *model;
+	int i, from;
+
+	seed_rnd(test, &rnd);
+	model = kunit_kzalloc(test, sizeof(*model), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, model);
+
+	i = model_fork(model, -1);
+	model->node[i].tm = must_fork(test, NULL);
+	model->node[i].ctx = family->root;
+	/* The family's pin. */
+	model->node[i].refs++;
+
+	for (step = 0; step < 4000; step++) {
+		if (step % 256 == 0)
+			target = 2 + below(&rnd, MAX_NODES - 2);
+		i = -1;
+		if (model->nr_alive < 2 || below(&rnd, target) >=
+					   below(&rnd, 2 * model->nr_alive)) {
+			from = model_pick(model, &rnd, param->deep);
+			i = model_fork(model, from);
+			if (i >= 0) {
+				struct test_mm *tm;
+
+				tm = must_fork(test, model->node[from].tm);
+				model->node[i].tm = tm;
+				model->node[i].ctx = ctx_of(tm);
+			}
+		}
+		if (i < 0 && model->nr_alive > 1) {
+			i = model_pick(model, &rnd, false);
+			exit_mm(family, model->node[i].tm);
+			model_exit(model, i);
+		}
+		expect_order(test, model);
+
+		do {
+			i = below(&rnd, MAX_NODES);
+		} while (!model->node[i].ctx);
+		expect_walk(test, model, i);
+	}
+	expect_sane(test);
+}
+
+/* -------------------------------------------------------------------------
+ * The walk: ends, locks.
+ */
+
+/**
+ * struct visits - what a walk did
+ * @nr: Contexts visited.
+ * @max: End the walk at so many.
+ * @ctx: The contexts.
+ */
+struct visits {
+	unsigned int nr;
+	unsigned int max;
+	struct cow_context *ctx[8];
+};
+
+static bool visit(struct cow_context *ctx, void *arg)
+{
+	struct visits *visits = arg;
+
+	visits->ctx[visits->nr++] = ctx;
+	return visits->nr < visits->max;
+}
+
+static void walk_stops(struct kunit *test)
+{
+	struct visits visits = { .max = 2 };
+	struct test_mm *a, *b, *c;
+
+	a = must_fork(test, NULL);
+	c = must_fork(test, a);
+	b = must_fork(test, a);
+
+	/* @fn ends it: that is not contention. */
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, visit,
+						      &visits));
+	KUNIT_EXPECT_EQ(test, visits.nr, 2);
+	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[0], ctx_of(a));
+	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[1], ctx_of(b));
+
+	/* A contended lock ends it with try_lock, a reader's does not. */
+	mmap_write_lock(&b->mm);
+	cow_context_lock(&b->mm);
+	visits = (struct visits){ .max = 8 };
+	KUNIT_EXPECT_FALSE(test, cow_context_walk_tree(ctx_of(a), true, visit,
+						       &visits));
+	KUNIT_EXPECT_EQ(test, visits.nr, 1);
+	visits = (struct visits){ .max = 8 };
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(c), true, visit,
+						      &visits));
+	KUNIT_EXPECT_EQ(test, visits.nr, 1);
+	cow_context_unlock(&b->mm);
+	mmap_write_unlock(&b->mm);
+
+	visits = (struct visits){ .max = 8 };
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, visit,
+						      &visits));
+	KUNIT_EXPECT_EQ(test, visits.nr, 3);
+	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[2], ctx_of(c));
+}
+
+/**
+ * struct job - something that another thread does once
+ * @run: What.
+ * @test: The test it belongs to.
+ * @tm: The mm it is about.
+ * @visits: For a walk.
+ * @result: What the walk returned.
+ * @done: It is done.
+ */
+struct job {
+	void (*run)(struct job *job);
+	struct kunit *test;
+	struct test_mm *tm;
+	struct visits visits;
+	bool result;
+	struct completion done;
+};
+
+static int job_thread(void *arg)
+{
+	struct job *job = arg;
+
+	job->run(job);
+	complete(&job->done);
+	return 0;
+}
+
+/* Created, not started: nothing is allocated while a context is locked. */
+static struct task_struct *create_job(struct kunit *test, struct job *job)
+{
+	struct task_struct *task;
+
+	init_completion(&job->done);
+	job->test = test;
+	task = kthread_create(job_thread, job, "cow_context_job");
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, task);
+	return task;
+}
+
+static void job_exit(struct job *job)
+{
+	exit_mm(job->test->priv, job->tm);
+}
+
+static void job_walk(struct job *job)
+{
+	struct family *family = job->test->priv;
+
+	job->result = cow_context_walk_tree(family->root, false, visit,
+					    &job->visits);
+}
+
+/* false if it takes longer than it ever should. */
+static bool wait_for_refs(struct cow_context *ctx, unsigned int refs)
+{
+	int i;
+
+	for (i = 0; i < 500 && refcount_read(&ctx->refs) != refs; i++)
+		msleep(20);
+	return refcount_read(&ctx->refs) == refs;
+}
+
+static bool wait_for_waiter(struct rw_semaphore *rwsem)
+{
+	int i;
+
+	for (i = 0; i < 500 && !rwsem_is_contended(rwsem); i++)
+		msleep(20);
+	return rwsem_is_contended(rwsem);
+}
+
+/*
+ *	this thread	exit of b		walk of a( b( ) c( ) )
+ *	-----------	---------		-----------------------
+ *	R(b)
+ *			detach: waits for W(b)
+ *						visit a
+ *						b contended: pin, wait
+ *	unlock b
+ *			b->mm = NULL, put
+ *						R(b): no mm
+ *						next, last put: unlink b
+ *						visit c
+ */
+static void walk_waits(struct kunit *test)
+{
+	struct family *family = test->priv;
+	struct task_struct *exit_task, *walk_task;
+	struct job *exit_job, *walk_job;
+	struct test_mm *a, *b, *c;
+	struct cow_context *ctx_b;
+	bool waits, pinned = false;
+
+	a = must_fork(test, NULL);
+	c = must_fork(test, a);
+	b = must_fork(test, a);
+	ctx_b = ctx_of(b);
+	/* Only the walker's pin shall hold it in the end. */
+	KUNIT_ASSERT_EQ(test, refcount_read(&ctx_b->refs), 1);
+
+	exit_job = kunit_kzalloc(test, sizeof(*exit_job), GFP_KERNEL);
+	walk_job = kunit_kzalloc(test, sizeof(*walk_job), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, exit_job);
+	KUNIT_ASSERT_NOT_NULL(test, walk_job);
+	exit_job->run = job_exit;
+	exit_job->tm = b;
+	walk_job->run = job_walk;
+	walk_job->visits.max = 8;
+	exit_task = create_job(test, exit_job);
+	walk_task = create_job(test, walk_job);
+
+	down_read(&ctx_b->rwsem);
+	wake_up_process(exit_task);
+	waits = wait_for_waiter(&ctx_b->rwsem);
+	wake_up_process(walk_task);
+	if (waits)
+		pinned = wait_for_refs(ctx_b, 2);
+	up_read(&ctx_b->rwsem);
+	wait_for_completion(&exit_job->done);
+	wait_for_completion(&walk_job->done);
+
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, pinned);
+	KUNIT_EXPECT_TRUE(test, walk_job->result);
+	KUNIT_EXPECT_EQ(test, walk_job->visits.nr, 2);
+	KUNIT_EXPECT_PTR_EQ(test, walk_job->visits.ctx[0], ctx_of(a));
+	KUNIT_EXPECT_PTR_EQ(test, walk_job->visits.ctx[1], ctx_of(c));
+	KUNIT_EXPECT_EQ(test, count_contexts(family->root), 2);
+	expect_sane(test);
+
+	/* And one that is still there when its lock is free is visited. */
+	b = must_fork(test, a);
+	walk_job->visits = (struct visits){ .max = 8 };
+	walk_task = create_job(test, walk_job);
+	mmap_write_lock(&b->mm);
+	cow_context_lock(&b->mm);
+	wake_up_process(walk_task);
+	pinned = wait_for_refs(ctx_of(b), 2);
+	cow_context_unlock(&b->mm);
+	mmap_write_unlock(&b->mm);
+	wait_for_completion(&walk_job->done);
+	KUNIT_EXPECT_TRUE(test, pinned);
+	KUNIT_EXPECT_EQ(test, walk_job->visits.nr, 3);
+	KUNIT_EXPECT_PTR_EQ(test, walk_job->visits.ctx[1], ctx_of(b));
+	expect_sane(test);
+}
+
+/* -------------------------------------------------------------------------
+ * Remaps, case by case.
+ */
+
+#define FAR	((long)BIT(BITS_PER_LONG - 14))
+
+/**
+ * struct remap_case - changes of a context without records, and the result
+ * @name: For the log.
+ * @change: Up to a record with delta 0.
+ * @change.op: Add or remove.
+ * @change.remap: What.
+ * @inline_remap: The inline record; delta 0 if none.
+ * @tree: The tree's, up to a record with delta 0.
+ */
+struct remap_case {
+	const char *name;
+	struct {
+		enum { ADD, DEL } op;
+		struct cow_remap remap;
+	} change[8];
+	struct cow_remap inline_remap;
+	struct cow_remap tree[10];
+};
+
+static const struct remap_case remap_case_table[] = {
+	{
+		.name = "nothing",
+	}, {
+		.name = "nothing to remove",
+		.change = { { DEL, { 1, 9, 5 } } },
+	}, {
+		.name = "the first is inline",
+		.change = { { ADD, { 10, 19, 5 } } },
+		.inline_remap = { 10, 19, 5 },
+	}, {
+		.name = "inline, negative, far away",
+		.change = { { ADD, { FAR + 3, FAR + 3, -FAR } } },
+		.inline_remap = { FAR + 3, FAR + 3, -FAR },
+	}, {
+		.name = "inline grows down by what touches it",
+		.change = { { ADD, { 10, 19, -5 } }, { ADD, { 8, 9, -5 } } },
+		.inline_remap = { 8, 19, -5 },
+	}, {
+		.name = "inline grows up by what touches it",
+		.change = { { ADD, { 10, 19, -5 } }, { ADD, { 20, 29, -5 } } },
+		.inline_remap = { 10, 29, -5 },
+	}, {
+		.name = "inline grows by what overlaps it",
+		.change = { { ADD, { 10, 19, 5 } }, { ADD, { 4, 12, 5 } },
+			    { ADD, { 15, 24, 5 } } },
+		.inline_remap = { 4, 24, 5 },
+	}, {
+		.name = "inline takes what it holds, and what holds it",
+		.change = { { ADD, { 10, 19, 5 } }, { ADD, { 12, 14, 5 } },
+			    { ADD, { 9, 29, 5 } } },
+		.inline_remap = { 9, 29, 5 },
+	}, {
+		.name = "a gap: to the tree",
+		.change = { { ADD, { 10, 19, 5 } }, { ADD, { 21, 29, 5 } },
+			    { ADD, { 2, 8, 5 } } },
+		.inline_remap = { 10, 19, 5 },
+		.tree = { { 2, 8, 5 }, { 21, 29, 5 } },
+	}, {
+		.name = "touches, with another delta: to the tree",
+		.change = { { ADD, { 10, 19, 5 } }, { ADD, { 20, 29, 6 } } },
+		.inline_remap = { 10, 19, 5 },
+		.tree = { { 20, 29, 6 } },
+	}, {
+		.name = "inline trimmed at both ends",
+		.change = { { ADD, { 10, 19, 5 } }, { DEL, { 10, 11, 5 } },
+			    { DEL, { 17, 30, 5 } } },
+		.inline_remap = { 12, 16, 5 },
+	}, {
+		.name = "inline trimmed beyond its ends",
+		.change = { { ADD, { 10, 19, 5 } }, { DEL, { 2, 12, 5 } },
+			    { DEL, { 19, 19, 5 } } },
+		.inline_remap = { 13, 18, 5 },
+	}, {
+		.name = "inline removed",
+		.change = { { ADD, { 10, 19, 5 } }, { DEL, { 10, 19, 5 } } },
+	}, {
+		.name = "inline removed by more than it has",
+		.change = { { ADD, { 10, 19, 5 } }, { DEL, { 0, 30, 5 } } },
+	}, {
+		.name = "inline removed in two pieces",
+		.change = { { ADD, { 10, 19, 5 } }, { DEL, { 10, 14, 5 } },
+			    { DEL, { 15, 19, 5 } } },
+	}, {
+		.name = "a hole: inline stays wider than needed",
+		.change = { { ADD, { 10, 19, 5 } }, { DEL, { 14, 15, 5 } } },
+		.inline_remap = { 10, 19, 5 },
+	}, {
+		.name = "inline: other delta, other range",
+		.change = { { ADD, { 10, 19, 5 } }, { DEL, { 10, 19, -5 } },
+			    { DEL, { 0, 9, 5 } }, { DEL, { 20, 29, 5 } } },
+		.inline_remap = { 10, 19, 5 },
+	}, {
+		.name = "inline is used again, the tree stays",
+		.change = { { ADD, { 10, 19, 5 } }, { ADD, { 10, 19, 6 } },
+			    { DEL, { 10, 19, 5 } }, { ADD, { 30, 39, 7 } } },
+		.inline_remap = { 30, 39, 7 },
+		.tree = { { 10, 19, 6 } },
+	}, {
+		.name = "inline grows over what the tree has",
+		.change = { { ADD, { 0, 3, 5 } }, { ADD, { 8, 9, 5 } },
+			    { ADD, { 4, 8, 5 } } },
+		.inline_remap = { 0, 8, 5 },
+		.tree = { { 8, 9, 5 } },
+	}, {
+		.name = "removed from both",
+		.change = { { ADD, { 0, 3, 5 } }, { ADD, { 8, 9, 5 } },
+			    { ADD, { 4, 8, 5 } }, { DEL, { 7, 9, 5 } } },
+		.inline_remap = { 0, 6, 5 },
+	}, {
+		.name = "tree at offset 0 alone",
+		.change = { { ADD, { 10, 19, 5 } }, { ADD, { 0, 0, 5 } },
+			    { ADD, { 0, 0, 4 } } },
+		.inline_remap = { 10, 19, 5 },
+		.tree = { { 0, 0, 4 }, { 0, 0, 5 } },
+	}, {
+		.name = "tree, negative, far away",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { FAR, FAR, -FAR } },
+			    { ADD, { 7, 8, FAR } }, { ADD, { FAR, FAR, -1 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 7, 8, FAR }, { FAR, FAR, -FAR },
+			  { FAR, FAR, -1 } },
+	}, {
+		.name = "tree: several deltas, sorted",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 5, 9, 3 } },
+			    { ADD, { 5, 9, -3 } }, { ADD, { 5, 9, 8 } },
+			    { ADD, { 5, 9, -8 } }, { ADD, { 5, 9, 1 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 5, 9, -8 }, { 5, 9, -3 }, { 5, 9, 1 }, { 5, 9, 3 },
+			  { 5, 9, 8 } },
+	}, {
+		.name = "tree: the same again changes nothing",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 5, 9, 3 } },
+			    { ADD, { 5, 9, 4 } }, { ADD, { 5, 9, 3 } },
+			    { ADD, { 6, 7, 4 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 5, 9, 3 }, { 5, 9, 4 } },
+	}, {
+		.name = "tree: ranges that overlap are split",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, 3 } },
+			    { ADD, { 15, 24, -4 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 10, 14, 3 }, { 15, 19, -4 }, { 15, 19, 3 },
+			  { 20, 24, -4 } },
+	}, {
+		.name = "tree: a set in the middle",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, 3 } },
+			    { ADD, { 13, 15, -4 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 10, 12, 3 }, { 13, 15, -4 }, { 13, 15, 3 },
+			  { 16, 19, 3 } },
+	}, {
+		.name = "tree: over ranges and gaps",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 11, 3 } },
+			    { ADD, { 14, 15, 4 } }, { ADD, { 9, 16, 2 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 9, 9, 2 }, { 10, 11, 2 }, { 10, 11, 3 },
+			  { 12, 13, 2 }, { 14, 15, 2 }, { 14, 15, 4 },
+			  { 16, 16, 2 } },
+	}, {
+		.name = "tree: removed over ranges and gaps",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 11, 3 } },
+			    { ADD, { 14, 15, 4 } }, { ADD, { 9, 16, 2 } },
+			    { DEL, { 0, 30, 2 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 10, 11, 3 }, { 14, 15, 4 } },
+	}, {
+		.name = "tree: one of two",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, 3 } },
+			    { ADD, { 10, 19, -4 } }, { DEL, { 10, 19, 3 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 10, 19, -4 } },
+	}, {
+		.name = "tree: one of three, in the middle",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, 3 } },
+			    { ADD, { 10, 19, -4 } }, { ADD, { 10, 19, 7 } },
+			    { DEL, { 12, 13, 3 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 10, 11, -4 }, { 10, 11, 3 }, { 10, 11, 7 },
+			  { 12, 13, -4 }, { 12, 13, 7 },
+			  { 14, 19, -4 }, { 14, 19, 3 }, { 14, 19, 7 } },
+	}, {
+		.name = "tree: a hole is made",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, 3 } },
+			    { DEL, { 14, 15, 3 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 10, 13, 3 }, { 16, 19, 3 } },
+	}, {
+		.name = "tree: other delta, other range",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, 3 } },
+			    { DEL, { 10, 19, -3 } }, { DEL, { 0, 9, 3 } },
+			    { DEL, { 20, 29, 3 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 10, 19, 3 } },
+	}, {
+		.name = "all removed",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, 3 } },
+			    { ADD, { 12, 13, -4 } }, { DEL, { 10, 14, 3 } },
+			    { DEL, { 1, 1, 1 } }, { DEL, { 12, 13, -4 } },
+			    { DEL, { 15, 19, 3 } } },
+	},
+};
+
+KUNIT_ARRAY_PARAM_DESC(remap, remap_case_table, name);
+
+static void expect_remap(struct kunit *test, const struct cow_remap *remap,
+			 const struct cow_remap *expected)
+{
+	KUNIT_EXPECT_EQ(test, remap->first, expected->first);
+	KUNIT_EXPECT_EQ(test, remap->last, expected->last);
+	KUNIT_EXPECT_EQ(test, remap->delta, expected->delta);
+}
+
+static void expect_case(struct kunit *test, struct cow_context *ctx,
+			const struct remap_case *param)
+{
+	struct cow_remap_iter iter = { .last = ULONG_MAX };
+	const struct cow_remap *remap = &param->inline_remap;
+	unsigned long nr = 0;
+
+	KUNIT_EXPECT_EQ(test, ctx->remap.delta, remap->delta);
+	if (remap->delta) {
+		nr++;
+		KUNIT_ASSERT_TRUE(test, cow_context_next_remap(ctx, &iter));
+		KUNIT_EXPECT_FALSE(test, iter.in_tree);
+		expect_remap(test, &iter.remap, remap);
+	}
+	for (remap = param->tree; remap->delta; remap++, nr++) {
+		KUNIT_ASSERT_TRUE(test, cow_context_next_remap(ctx, &iter));
+		KUNIT_EXPECT_TRUE(test, iter.in_tree);
+		expect_remap(test, &iter.remap, remap);
+
+		KUNIT_EXPECT_TRUE(test, cow_context_has_remap(ctx, remap->first,
+							      remap->delta));
+		KUNIT_EXPECT_TRUE(test, cow_context_has_remap(ctx, remap->last,
+							      remap->delta));
+		KUNIT_EXPECT_FALSE(test,
+				   cow_context_has_remap(ctx, remap->first,
+							 remap->delta + FAR / 2));
+	}
+	KUNIT_EXPECT_FALSE(test, cow_context_next_remap(ctx, &iter));
+	/* And again: it stays at the end. */
+	KUNIT_EXPECT_FALSE(test, cow_context_next_remap(ctx, &iter));
+	KUNIT_EXPECT_EQ(test, cow_context_nr_remaps(ctx), nr);
+}
+
+static void remap_cases(struct kunit *test)
+{
+	const struct remap_case *param = test->param_value;
+	static const struct remap_case nothing;
+	struct test_mm *tm = must_fork(test, NULL), *child;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(param->change); i++) {
+		const struct cow_remap *remap = &param->change[i].remap;
+
+		if (!remap->delta)
+			break;
+		if (param->change[i].op == DEL)
+			cow_context_del_remap(ctx_of(tm), remap->first,
+					      remap->last, remap->delta);
+		else
+			KUNIT_ASSERT_EQ(test, 0,
+					cow_context_add_remap(ctx_of(tm),
+							      remap->first,
+							      remap->last,
+							      remap->delta));
+	}
+	expect_case(test, ctx_of(tm), param);
+
+	/* The child has the same, and of its own. */
+	child = must_fork(test, tm);
+	expect_case(test, ctx_of(child), param);
+	cow_context_free_remaps(ctx_of(tm));
+	expect_case(test, ctx_of(tm), &nothing);
+	expect_case(test, ctx_of(child), param);
+	detach_mm(child);
+	expect_case(test, ctx_of(child), &nothing);
+}
+
+static void *entry_at(struct cow_context *ctx, pgoff_t index)
+{
+	MA_STATE(mas, &ctx->remaps, index, index);
+	void *entry;
+
+	rcu_read_lock();
+	entry = mas_walk(&mas);
+	rcu_read_unlock();
+	return entry;
+}
+
+/*
+ * The references of a set: the first member of struct cow_remap_set, which is
+ * private to mm/cow_context_remap.c.
+ */
+static int set_refs(const void *set)
+{
+	return refcount_read((const refcount_t *)set);
+}
+
+/* Each range of each context that points to a set has a reference. */
+static void remap_sets(struct kunit *test)
+{
+	struct test_mm *tm = must_fork(test, NULL), *child;
+	struct cow_context *ctx = ctx_of(tm);
+	void *set, *set_2;
+
+	KUNIT_ASSERT_EQ(test, 0, cow_context_add_remap(ctx, 1, 1, 1));
+	KUNIT_ASSERT_EQ(test, 0, cow_context_add_remap(ctx, 10, 19, 3));
+	KUNIT_EXPECT_TRUE(test, xa_is_value(entry_at(ctx, 10)));
+	KUNIT_ASSERT_EQ(test, 0, cow_context_add_remap(ctx, 10, 19, -4));
+	set = entry_at(ctx, 10);
+	KUNIT_ASSERT_FALSE(test, xa_is_value(set));
+	KUNIT_EXPECT_EQ(test, set_refs(set), 1);
+
+	/* Cut at an end, then in the middle. */
+	cow_context_del_remap(ctx, 10, 10, 3);
+	KUNIT_EXPECT_PTR_EQ(test, entry_at(ctx, 11), set);
+	KUNIT_EXPECT_EQ(test, set_refs(set), 1);
+	cow_context_del_remap(ctx, 14, 15, 3);
+	KUNIT_EXPECT_TRUE(test, xa_is_value(entry_at(ctx, 14)));
+	KUNIT_EXPECT_PTR_EQ(test, entry_at(ctx, 13), set);
+	KUNIT_EXPECT_PTR_EQ(test, entry_at(ctx, 16), set);
+	KUNIT_EXPECT_EQ(test, set_refs(set), 2);
+
+	/* Fork shares it, a change replaces it. */
+	child = must_fork(test, tm);
+	KUNIT_EXPECT_PTR_EQ(test, entry_at(ctx_of(child), 13), set);
+	KUNIT_EXPECT_EQ(test, set_refs(set), 4);
+	KUNIT_ASSERT_EQ(test, 0, cow_context_add_remap(ctx_of(child),
+						       16, 19, 8));
+	set_2 = entry_at(ctx_of(child), 16);
+	KUNIT_EXPECT_PTR_NE(test, set_2, set);
+	KUNIT_EXPECT_EQ(test, set_refs(set_2), 1);
+	KUNIT_EXPECT_EQ(test, set_refs(set), 3);
+	KUNIT_EXPECT_FALSE(test, cow_context_has_remap(ctx, 16, 8));
+
+	/* What goes with one mm stays the other's. */
+	detach_mm(tm);
+	KUNIT_EXPECT_EQ(test, set_refs(set), 1);
+	KUNIT_EXPECT_PTR_EQ(test, entry_at(ctx_of(child), 11), set);
+	KUNIT_EXPECT_TRUE(test, cow_context_has_remap(ctx_of(child), 13, 3));
+	KUNIT_EXPECT_TRUE(test, cow_context_has_remap(ctx_of(child), 13, -4));
+
+	/* The last range puts it; RCU keeps it a while. */
+	rcu_read_lock();
+	cow_context_free_remaps(ctx_of(child));
+	KUNIT_EXPECT_EQ(test, set_refs(set), 0);
+	KUNIT_EXPECT_EQ(test, set_refs(set_2), 0);
+	rcu_read_unlock();
+}
+
+/* -------------------------------------------------------------------------
+ * Remaps, model check against plain arrays.
+ */
+
+#define NR_OFFSETS	64
+#define NR_DELTAS	8
+#define NR_CONTEXTS	4
+#define NR_STEPS	3000
+
+static const long model_deltas[NR_DELTAS] = {
+	-FAR, -64, -3, -1, 1, 2, 70, FAR,
+};
+
+/**
+ * struct model_remaps - what a context must have recorded
+ * @tm: Its mm, or NULL.
+ * @wanted: Deltas by offset, one bit each: added and not removed since.
+ * @tree: Likewise, what the tree has.
+ * @first: The inline record's range.
+ * @last: Its last offset.
+ * @delta: Its delta's number, -1 if there is none.
+ */
+struct model_remaps {
+	struct test_mm *tm;
+	u8 wanted[NR_OFFSETS];
+	u8 tree[NR_OFFSETS];
+	unsigned int first;
+	unsigned int last;
+	int delta;
+};
+
+/**
+ * struct remap_model - a model check
+ * @test: The test.
+ * @rnd: Where it is.
+ * @base: The lowest offset.
+ * @root: All contexts are forked below this one, which has no record.
+ * @remaps: The contexts.
+ */
+struct remap_model {
+	struct kunit *test;
+	struct rnd_state rnd;
+	pgoff_t base;
+	struct test_mm *root;
+	struct model_remaps remaps[NR_CONTEXTS];
+};
+
+static bool model_inline(const struct model_remaps *remaps, unsigned int i,
+			 int delta)
+{
+	return remaps->delta == delta && i >= remaps->first &&
+		i <= remaps->last;
+}
+
+static void model_add(struct model_remaps *remaps, unsigned int first,
+		      unsigned int last, int delta)
+{
+	unsigned int i;
+
+	for (i = first; i <= last; i++)
+		remaps->wanted[i] |= BIT(delta);
+
+	if (remaps->delta < 0) {
+		remaps->delta = delta;
+		remaps->first = first;
+		remaps->last = last;
+	} else if (remaps->delta == delta && first <= remaps->last + 1 &&
+		   remaps->first <= last + 1) {
+		remaps->first = min(remaps->first, first);
+		remaps->last = max(remaps->last, last);
+	} else {
+		for (i = first; i <= last; i++)
+			remaps->tree[i] |= BIT(delta);
+	}
+}
+
+static void model_del(struct model_remaps *remaps, unsigned int first,
+		      unsigned int last, int delta)
+{
+	unsigned int i;
+
+	for (i = first; i <= last; i++) {
+		remaps->wanted[i] &= ~BIT(delta);
+		remaps->tree[i] &= ~BIT(delta);
+	}
+	if (remaps->delta != delta)
+		return;
+
+	/* The inline record has no holes: only its ends can go. */
+	while (remaps->first <= remaps->last &&
+	       first <= remaps->first && remaps->first <= last)
+		remaps->first++;
+	while (remaps->first <= remaps->last &&
+	       first <= remaps->last && remaps->last <= last)
+		remaps->last--;
+	if (remaps->first > remaps->last)
+		remaps->delta = -1;
+}
+
+/* Change a context and its model, without touching delta number @except. */
+static void change_remaps(struct remap_model *model,
+			  struct model_remaps *remaps, int except)
+{
+	struct cow_context *ctx = ctx_of(remaps->tm);
+	struct rnd_state *rnd = &model->rnd;
+	unsigned int first, last;
+	int delta, err;
+
+	do {
+		delta = below(rnd, NR_DELTAS);
+	} while (delta == except);
+	first = below(rnd, NR_OFFSETS);
+	last = first + below(rnd, below(rnd, 4) ? 8 : NR_OFFSETS);
+	last = min(last, NR_OFFSETS - 1U);
+
+	if (below(rnd, 16) < 9) {
+		err = cow_context_add_remap(ctx, model->base + first,
+					    model->base + last,
+					    model_deltas[delta]);
+		KUNIT_ASSERT_EQ(model->test, err, 0);
+		model_add(remaps, first, last, delta);
+	} else {
+		cow_context_del_remap(ctx, model->base + first,
+				      model->base + last,
+				      model_deltas[delta]);
+		model_del(remaps, first, last, delta);
+	}
+}
+
+static int delta_number(struct kunit *test, long delta)
+{
+	int i;
+
+	for (i = 0; i < NR_DELTAS && model_deltas[i] != delta; i++)
+		;
+	KUNIT_ASSERT_LT(test, i, NR_DELTAS);
+	return i;
+}
+
+/* has_remap() of everything. */
+static void expect_records(struct remap_model *model,
+			   const struct model_remaps *remaps)
+{
+	struct cow_context *ctx = ctx_of(remaps->tm);
+	struct kunit *test = model->test;
+	unsigned int i;
+	int delta;
+
+	for (i = 0; i < NR_OFFSETS; i++) {
+		for (delta = 0; delta < NR_DELTAS; delta++) {
+			const bool wanted = remaps->wanted[i] & BIT(delta);
+			const bool in_tree = remaps->tree[i] & BIT(delta);
+			const bool first = model_inline(remaps, i, delta);
+			bool has;
+
+			has = cow_context_has_remap(ctx, model->base + i,
+						    model_deltas[delta]);
+			KUNIT_ASSERT_EQ(test, has, in_tree || first);
+			/* Never missing; too wide only the inline record. */
+			if (wanted)
+				KUNIT_ASSERT_TRUE(test, has);
+			else
+				KUNIT_ASSERT_FALSE(test, in_tree);
+		}
+	}
+	/* Just outside, and with deltas that nobody has. */
+	KUNIT_ASSERT_FALSE(test, cow_context_has_remap(ctx, model->base +
+						       NR_OFFSETS, -1));
+	i = below(&model->rnd, NR_OFFSETS);
+	KUNIT_ASSERT_FALSE(test, cow_context_has_remap(ctx, model->base + i,
+						       -2));
+}
+
+/*
+ * next_remap() over a random range returns each record once, sorted. With
+ * @change the tree changes between two calls, as it may under R: then what was
+ * there all the time is returned at least once.
+ */
+static void expect_iteration(struct remap_model *model,
+			     struct model_remaps *remaps, bool change)
+{
+	struct cow_context *ctx = ctx_of(remaps->tm);
+	u8 stable[NR_OFFSETS], seen[NR_OFFSETS] = {};
+	struct kunit *test = model->test;
+	struct cow_remap_iter iter = {};
+	unsigned int i, first, last;
+	struct cow_remap prev = {};
+	int delta;
+
+	first = below(&model->rnd, NR_OFFSETS);
+	last = first + below(&model->rnd, NR_OFFSETS - first);
+	iter.first = model->base + first;
+	iter.last = model->base + last;
+	memcpy(stable, remaps->tree, sizeof(stable));
+
+	if (remaps->delta >= 0 && remaps->first <= last &&
+	    remaps->last >= first) {
+		KUNIT_ASSERT_TRUE(test, cow_context_next_remap(ctx, &iter));
+		KUNIT_ASSERT_FALSE(test, iter.in_tree);
+		KUNIT_ASSERT_EQ(test, iter.remap.first,
+				model->base + remaps->first);
+		KUNIT_ASSERT_EQ(test, iter.remap.last,
+				model->base + remaps->last);
+		KUNIT_ASSERT_EQ(test, iter.remap.delta,
+				model_deltas[remaps->delta]);
+	}
+
+	while (cow_context_next_remap(ctx, &iter)) {
+		const struct cow_remap *remap = &iter.remap;
+
+		KUNIT_ASSERT_TRUE(test, iter.in_tree);
+		KUNIT_ASSERT_LE(test, remap->first, remap->last);
+		KUNIT_ASSERT_LE(test, remap->first, iter.last);
+		KUNIT_ASSERT_GE(test, remap->last, iter.first);
+		/* By range, then by delta. */
+		if (prev.delta && !change) {
+			if (remap->first == prev.first)
+				KUNIT_ASSERT_GT(test, remap->delta, prev.delta);
+			else
+				KUNIT_ASSERT_GT(test, remap->first, prev.last);
+		}
+		prev = *remap;
+
+		delta = delta_number(test, remap->delta);
+		for (i = first; i <= last; i++) {
+			const pgoff_t index = model->base + i;
+
+			if (index < remap->first || index > remap->last)
+				continue;
+			KUNIT_ASSERT_TRUE(test, remaps->tree[i] & BIT(delta));
+			if (!change)
+				KUNIT_ASSERT_FALSE(test, seen[i] & BIT(delta));
+			seen[i] |= BIT(delta);
+		}
+		if (change && below(&model->rnd, 2)) {
+			change_remaps(model, remaps, remaps->delta);
+			for (i = 0; i < NR_OFFSETS; i++)
+				stable[i] &= remaps->tree[i];
+		}
+	}
+	for (i = first; i <= last; i++)
+		KUNIT_ASSERT_EQ(test, stable[i] & ~seen[i], 0);
+}
+
+/* Every set has as many references as ranges that point to it. */
+static void expect_set_refs(struct remap_model *model)
+{
+	struct {
+		void *set;
+		int refs;
+	} *sets;
+	struct kunit *test = model->test;
+	unsigned int i, j, nr = 0;
+	void *entry;
+
+	sets = kunit_kcalloc(test, NR_CONTEXTS * NR_OFFSETS, sizeof(*sets),
+			     GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, sets);
+	for (i = 0; i < NR_CONTEXTS; i++) {
+		if (!model->remaps[i].tm)
+			continue;
+
+		MA_STATE(mas, &ctx_of(model->remaps[i].tm)->remaps, 0, 0);
+
+		rcu_read_lock();
+		mas_for_each(&mas, entry, ULONG_MAX) {
+			if (xa_is_value(entry))
+				continue;
+			for (j = 0; j < nr && sets[j].set != entry; j++)
+				;
+			nr += j == nr;
+			sets[j].set = entry;
+			sets[j].refs++;
+		}
+		rcu_read_unlock();
+	}
+	for (j = 0; j < nr; j++)
+		KUNIT_ASSERT_EQ(test, set_refs(sets[j].set), sets[j].refs);
+	kunit_kfree(test, sets);
+}
+
+static void change_contexts(struct remap_model *model)
+{
+	struct model_remaps *to, *from;
+
+	to = &model->remaps[below(&model->rnd, NR_CONTEXTS)];
+	from = &model->remaps[below(&model->rnd, NR_CONTEXTS)];
+	if (to == from)
+		return;
+	if (to->tm) {
+		exit_mm(model->test->priv, to->tm);
+		*to = (struct model_remaps){ .delta = -1 };
+	} else {
+		struct test_mm *tm;
+
+		tm = must_fork(model->test, from->tm ?: model->root);
+		if (from->tm)
+			*to = *from;
+		to->tm = tm;
+		expect_records(model, to);
+	}
+}
+
+static const struct seed_case model_cases[] = {
+	{ .name = "from offset 0, seed 1", .seed = 1 },
+	{ .name = "from offset 0, random seed" },
+	{ .name = "seed 2", .seed = 2, .base = FAR + 4096 },
+	{ .name = "seed 3", .seed = 3, .base = 100 },
+	{ .name = "random seed", .base = FAR + 4096 },
+};
+
+KUNIT_ARRAY_PARAM_DESC(model, model_cases, name);
+
+static void remap_model(struct kunit *test)
+{
+	const struct seed_case *param = test->param_value;
+	struct model_remaps *remaps;
+	struct remap_model *model;
+	unsigned int step, i;
+
+	model = kunit_kzalloc(test, sizeof(*model), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, model);
+	seed_rnd(test, &model->rnd);
+	model->test = test;
+	model->base = param->base;
+	model->root = must_fork(test, NULL);
+	for (i = 0; i < NR_CONTEXTS; i++)
+		model->remaps[i].delta = -1;
+
+	for (step = 0; step < NR_STEPS; step++) {
+		remaps = &model->remaps[below(&model->rnd, NR_CONTEXTS)];
+		if (!remaps->tm || !below(&model->rnd, 64)) {
+			change_contexts(model);
+			continue;
+		}
+		change_remaps(model, remaps, -1);
+		expect_records(model, remaps);
+		expect_iteration(model, remaps, false);
+		if (remaps->delta >= 0 && !below(&model->rnd, 4)) {
+			expect_iteration(model, remaps, true);
+			expect_records(model, remaps);
+		}
+		if (step % 16 == 0)
+			expect_set_refs(model);
+		cond_resched();
+	}
+	for (i = 0; i < NR_CONTEXTS; i++)
+		if (model->remaps[i].tm)
+			expect_records(model, &model->remaps[i]);
+}
+
+/* -------------------------------------------------------------------------
+ * Walks while other threads fork, exit and change geometry.
+ *
+ * An mm has two page table entries, one for each of two folios. An entry is
+ * the number of the last walk that found it. Fork copies it, under both PTLs,
+ * after the child is linked; exit zaps it before the mm is detached. A walk
+ * raises the entries of its folio to its own number. After it, no living mm
+ * has a lower one: neither has one that was forked meanwhile, whether it
+ * copied the entry before or after the walk came to its parent.
+ */
+
+#define RACE_WORKERS	4
+#define RACE_MMS	48
+#define RACE_MIN_WALKS	60
+#define RACE_MAX_WALKS	2000
+#define RACE_SECONDS	2
+
+/**
+ * struct race - a walking thread, and others in its way
+ * @test: The test.
+ * @family: Its family.
+ * @world: Read: something is going on. Write: all stand still.
+ * @turn: Threads that let others run.
+ * @lock: Protects @idle, @nr_idle and @graveyard.
+ * @idle: Mms that no thread has claimed.
+ * @nr_idle: How many.
+ * @graveyard: Mms that are gone; a walker that should not might be inside.
+ * @stop: Workers shall end.
+ * @forks: Forks done.
+ * @exits: Exits done.
+ * @intruders: A walker was where W or a detach had kept it out.
+ * @strays: A walk visited an mm that is gone.
+ * @enomem: A fork failed.
+ * @seed: Of the workers.
+ */
+struct race {
+	struct kunit *test;
+	struct family *family;
+	struct rw_semaphore world;
+	wait_queue_head_t turn;
+	spinlock_t lock; /* idle, nr_idle, graveyard */
+	struct test_mm *idle[RACE_MMS];
+	unsigned int nr_idle;
+	struct list_head graveyard;
+	bool stop;
+	atomic_t forks;
+	atomic_t exits;
+	atomic_t intruders;
+	atomic_t strays;
+	atomic_t enomem;
+	u32 seed;
+};
+
+/**
+ * struct race_worker - a thread that forks and exits
+ * @race: The race.
+ * @rnd: Its own.
+ * @done: It has ended.
+ */
+struct race_worker {
+	struct race *race;
+	struct rnd_state rnd;
+	struct completion done;
+};
+
+/**
+ * struct race_walk - a walk
+ * @race: The race.
+ * @rnd: The walker's.
+ * @slot: The folio.
+ * @number: The number of the walk.
+ * @visits: Contexts visited.
+ */
+struct race_walk {
+	struct race *race;
+	struct rnd_state rnd;
+	unsigned int slot;
+	unsigned long number;
+	unsigned long visits;
+};
+
+/* Sometimes: let the others run, on one CPU too. */
+static void let_others(struct race *race, struct rnd_state *rnd)
+{
+	DEFINE_WAIT(wait);
+
+	if (below(rnd, 3))
+		return;
+	wake_up_all(&race->turn);
+	prepare_to_wait(&race->turn, &wait, TASK_UNINTERRUPTIBLE);
+	/* All others may be waiting for a lock that this one holds. */
+	schedule_timeout(1);
+	finish_wait(&race->turn, &wait);
+}
+
+static struct test_mm *race_claim(struct race *race, struct rnd_state *rnd)
+{
+	struct test_mm *tm = NULL;
+
+	spin_lock(&race->lock);
+	if (race->nr_idle) {
+		const unsigned int i = below(rnd, race->nr_idle);
+
+		tm = race->idle[i];
+		race->idle[i] = race->idle[--race->nr_idle];
+	}
+	spin_unlock(&race->lock);
+	return tm;
+}
+
+static void race_release(struct race *race, struct test_mm *tm)
+{
+	spin_lock(&race->lock);
+	race->idle[race->nr_idle++] = tm;
+	spin_unlock(&race->lock);
+}
+
+static void race_exit(struct race *race, struct rnd_state *rnd,
+		      struct test_mm *tm)
+{
+	unsigned int slot;
+
+	for (slot = 0; slot < NR_SLOTS; slot++) {
+		spin_lock(&tm->ptl);
+		tm->entry[slot] = 0;
+		spin_unlock(&tm->ptl);
+		let_others(race, rnd);
+	}
+	exit_mm_nofree(race->family, tm);
+	if (atomic_read(&tm->visitors))
+		atomic_inc(&race->intruders);
+
+	spin_lock(&race->lock);
+	list_add(&tm->node, &race->graveyard);
+	spin_unlock(&race->lock);
+	atomic_inc(&race->exits);
+}
+
+/* false: it failed on the way, as dup_mmap() can, and the child exits. */
+static bool race_copy(struct race *race, struct rnd_state *rnd,
+		      struct test_mm *child, struct test_mm *from)
+{
+	unsigned int slot;
+
+	for (slot = 0; slot < NR_SLOTS; slot++) {
+		let_others(race, rnd);
+		spin_lock(&from->ptl);
+		spin_lock_nested(&child->ptl, SINGLE_DEPTH_NESTING);
+		child->entry[slot] = from->entry[slot];
+		spin_unlock(&child->ptl);
+		spin_unlock(&from->ptl);
+		if (!below(rnd, 16))
+			return false;
+	}
+	return true;
+}
+
+static void race_fork(struct race *race, struct rnd_state *rnd,
+		      struct test_mm *from)
+{
+	struct test_mm *child = new_mm(race->family);
+	bool ok = false;
+
+	if (!child) {
+		atomic_inc(&race->enomem);
+		return;
+	}
+	lock_both(&child->mm, &from->mm);
+	if (!cow_context_fork(&child->mm, &from->mm))
+		ok = race_copy(race, rnd, child, from);
+	else
+		atomic_inc(&race->enomem);
+	unlock_both(&child->mm, &from->mm);
+	atomic_inc(&race->forks);
+
+	if (ok)
+		race_release(race, child);
+	else
+		race_exit(race, rnd, child);
+}
+
+/* Entries on the move are in no page table: W keeps walkers out. */
+static void race_move(struct race *race, struct rnd_state *rnd,
+		      struct test_mm *tm)
+{
+	unsigned long entry[NR_SLOTS];
+
+	mmap_write_lock(&tm->mm);
+	cow_context_lock(&tm->mm);
+	spin_lock(&tm->ptl);
+	memcpy(entry, tm->entry, sizeof(entry));
+	memset(tm->entry, 0, sizeof(entry));
+	spin_unlock(&tm->ptl);
+
+	let_others(race, rnd);
+	if (atomic_read(&tm->visitors))
+		atomic_inc(&race->intruders);
+
+	spin_lock(&tm->ptl);
+	memcpy(tm->entry, entry, sizeof(entry));
+	spin_unlock(&tm->ptl);
+	cow_context_unlock(&tm->mm);
+	mmap_write_unlock(&tm->mm);
+}
+
+static void race_step(struct race *race, struct rnd_state *rnd)
+{
+	const unsigned int nr_mms = READ_ONCE(race->family->nr_mms);
+	struct test_mm *tm = race_claim(race, rnd);
+	unsigned int dice = below(rnd, 16);
+
+	if (!tm)
+		return;
+	/* Each worker may have one more in hand than the others know of. */
+	if (dice < 8 && nr_mms < RACE_MMS - RACE_WORKERS) {
+		race_fork(race, rnd, tm);
+		race_release(race, tm);
+	} else if (dice < 13 && nr_mms > RACE_WORKERS + 1) {
+		race_exit(race, rnd, tm);
+	} else {
+		race_move(race, rnd, tm);
+		race_release(race, tm);
+	}
+}
+
+static int race_worker(void *arg)
+{
+	struct race_worker *worker = arg;
+	struct race *race = worker->race;
+
+	while (!READ_ONCE(race->stop)) {
+		down_read(&race->world);
+		race_step(race, &worker->rnd);
+		up_read(&race->world);
+		let_others(race, &worker->rnd);
+		cond_resched();
+	}
+	complete(&worker->done);
+	return 0;
+}
+
+static bool race_visit(struct cow_context *ctx, void *arg)
+{
+	struct test_mm *tm = to_test_mm(ctx->mm);
+	struct race_walk *walk = arg;
+	struct race *race = walk->race;
+
+	atomic_inc(&tm->visitors);
+	walk->visits++;
+	if (READ_ONCE(tm->gone))
+		atomic_inc(&race->strays);
+	let_others(race, &walk->rnd);
+
+	spin_lock(&tm->ptl);
+	if (tm->entry[walk->slot])
+		tm->entry[walk->slot] = walk->number;
+	spin_unlock(&tm->ptl);
+
+	let_others(race, &walk->rnd);
+	if (READ_ONCE(tm->gone))
+		atomic_inc(&race->strays);
+	atomic_dec(&tm->visitors);
+	return true;
+}
+
+/*
+ * Where the next walk starts. Folio 0 is the root's. Folio 1 is a new one each
+ * time: of the owner of some mm, and mapped there alone.
+ */
+static struct cow_context *race_top(struct race_walk *walk)
+{
+	struct family *family = walk->race->family;
+	struct cow_context *top = family->root;
+	struct test_mm *tm;
+	unsigned int i;
+
+	down_write(&walk->race->world);
+	if (walk->slot) {
+		i = below(&walk->rnd, family->nr_mms);
+		list_for_each_entry(tm, &family->mms, node) {
+			tm->entry[walk->slot] = 0;
+			if (!i--) {
+				tm->entry[walk->slot] = walk->number - 1;
+				top = ctx_of(tm)->owner;
+			}
+		}
+	}
+	cow_context_get(top);
+	up_write(&walk->race->world);
+	return top;
+}
+
+/* Nothing moves: whom did the walk miss? Returns how many living mms. */
+static unsigned int race_missed(struct race_walk *walk)
+{
+	struct race *race = walk->race;
+	struct test_mm *tm, *next;
+	unsigned int missed = 0;
+
+	list_for_each_entry(tm, &race->family->mms, node) {
+		const unsigned long entry = tm->entry[walk->slot];
+
+		missed += entry && entry != walk->number;
+	}
+	list_for_each_entry_safe(tm, next, &race->graveyard, node) {
+		list_del(&tm->node);
+		kfree(tm);
+	}
+	return missed;
+}
+
+static void race_walks(struct kunit *test, struct race *race,
+		       struct race_walk *walk)
+{
+	const unsigned long end = jiffies + RACE_SECONDS * HZ;
+	unsigned int forks_inside = 0, exits_inside = 0;
+	unsigned int nr, missed = 0;
+
+	for (nr = 0; nr < RACE_MAX_WALKS; nr++) {
+		unsigned int forks, exits;
+		struct cow_context *top;
+
+		if (nr >= RACE_MIN_WALKS && time_after(jiffies, end))
+			break;
+		walk->number += 2;
+		walk->slot = nr % NR_SLOTS;
+		top = race_top(walk);
+		forks = atomic_read(&race->forks);
+		exits = atomic_read(&race->exits);
+		if (!cow_context_walk_tree(top, false, race_visit, walk))
+			KUNIT_FAIL(test, "a walk without try_lock gave up");
+		forks_inside += atomic_read(&race->forks) - forks;
+		exits_inside += atomic_read(&race->exits) - exits;
+
+		down_write(&race->world);
+		missed += race_missed(walk);
+		cow_context_put(top);
+		up_write(&race->world);
+		if (missed)
+			break;
+	}
+	KUNIT_EXPECT_EQ(test, missed, 0);
+	/* It raced at all. */
+	KUNIT_EXPECT_GT(test, forks_inside, nr / 4);
+	KUNIT_EXPECT_GT(test, exits_inside, nr / 4);
+	KUNIT_EXPECT_GT(test, walk->visits, nr);
+	kunit_info(test, "%u walks, %lu visits, meanwhile %u forks, %u exits",
+		   nr, walk->visits, forks_inside, exits_inside);
+}
+
+static unsigned int race_start(struct race *race, struct race_worker *workers)
+{
+	unsigned int i;
+
+	for (i = 0; i < RACE_WORKERS; i++) {
+		struct task_struct *task;
+
+		workers[i].race = race;
+		init_completion(&workers[i].done);
+		prandom_seed_state(&workers[i].rnd, race->seed + i);
+		task = kthread_run(race_worker, &workers[i],
+				   "cow_context_race/%u", i);
+		if (IS_ERR(task))
+			break;
+	}
+	return i;
+}
+
+/*
+ * As long as all stand still after a walk, nothing may be asserted that ends
+ * the test: the workers need its memory.
+ */
+static void races(struct kunit *test)
+{
+	struct race_worker *workers;
+	struct race_walk *walk;
+	unsigned int i, started;
+	struct test_mm *tm;
+	struct race *race;
+
+	race = kunit_kzalloc(test, sizeof(*race), GFP_KERNEL);
+	walk = kunit_kzalloc(test, sizeof(*walk), GFP_KERNEL);
+	workers = kunit_kcalloc(test, RACE_WORKERS, sizeof(*workers),
+				GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, race);
+	KUNIT_ASSERT_NOT_NULL(test, walk);
+	KUNIT_ASSERT_NOT_NULL(test, workers);
+
+	race->test = test;
+	race->family = test->priv;
+	init_rwsem(&race->world);
+	init_waitqueue_head(&race->turn);
+	spin_lock_init(&race->lock);
+	INIT_LIST_HEAD(&race->graveyard);
+	walk->race = race;
+	seed_rnd(test, &walk->rnd);
+	race->seed = prandom_u32_state(&walk->rnd);
+
+	tm = must_fork(test, NULL);
+	tm->entry[0] = 1;
+	race_release(race, tm);
+	for (i = 0; i < RACE_MMS / 4; i++) {
+		tm = must_fork(test, tm);
+		tm->entry[0] = 1;
+		race_release(race, tm);
+	}
+
+	started = race_start(race, workers);
+	KUNIT_EXPECT_EQ(test, started, RACE_WORKERS);
+	if (started)
+		race_walks(test, race, walk);
+	WRITE_ONCE(race->stop, true);
+	for (i = 0; i < started; i++)
+		wait_for_completion(&workers[i].done);
+
+	race_missed(walk);
+	KUNIT_EXPECT_EQ(test, atomic_read(&race->intruders), 0);
+	KUNIT_EXPECT_EQ(test, atomic_read(&race->strays), 0);
+	KUNIT_EXPECT_EQ(test, atomic_read(&race->enomem), 0);
+	expect_sane(test);
+}
+
+static struct kunit_case cow_context_cases[] = {
+	KUNIT_CASE(mm_life_cycle),
+	KUNIT_CASE(new_is_alone),
+	KUNIT_CASE(fork_links_child),
+	KUNIT_CASE(dead_stay_linked),
+	KUNIT_CASE(owners_max),
+	KUNIT_CASE_PARAM(bounds, bound_gen_params),
+	KUNIT_CASE_PARAM(random_tree, tree_gen_params),
+	KUNIT_CASE(walk_stops),
+	KUNIT_CASE(walk_waits),
+	KUNIT_CASE_PARAM(remap_cases, remap_gen_params),
+	KUNIT_CASE(remap_sets),
+	KUNIT_CASE_PARAM(remap_model, model_gen_params),
+	KUNIT_CASE(races),
+	{}
+};
+
+static struct kunit_suite cow_context_suite = {
+	.name = "cow_context",
+	.init = cow_context_test_init,
+	.exit = cow_context_test_exit,
+	.test_cases = cow_context_cases,
+};
+
+kunit_test_suite(cow_context_suite);
+
+MODULE_DESCRIPTION("KUnit tests for CoW contexts");
+MODULE_LICENSE("GPL");

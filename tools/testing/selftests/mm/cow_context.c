@@ -1,0 +1,2435 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Who maps this anonymous page? Sequences that have broken the answer before,
+ * or that a reviewer has asked about, seen from user space only.
+ *
+ * The tests drive a family of processes. The test itself, the conductor, keeps
+ * out of it: member 0 is its child, and members fork each other as they are
+ * told to. What a member has to do is sent to it as a function to call.
+ * Addresses and functions are the same in all of them because nobody execs.
+ *
+ * Every test looks at two things: the content (each member still reads what it
+ * wrote, or inherited) and the placement (the pages have really moved or have
+ * been swapped, and all who share a page have been taken along: they have the
+ * same pfn, or the same swap entry, in /proc/<pid>/pagemap). A mapping that was
+ * overlooked shows as a page that cannot be migrated, as pfns that differ, as
+ * a member that sleeps on a migration entry for ever, or as foreign data.
+ *
+ * The numbers are those of the list of scenarios in
+ * Documentation/mm/cow_context.rst.
+ *
+ * With one NUMA node nothing can be migrated, without swap nothing is swapped,
+ * and without memory cgroups nothing that is shared: only the contents are
+ * checked then.
+ */
+
+#include "kselftest_harness.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <mm/gup_test.h>
+#include <numa.h>
+#include <numaif.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hugepage_settings.h"
+#include "vm_util.h"
+
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT	21
+#endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP	4
+#endif
+#ifndef MADV_SOFT_OFFLINE
+#define MADV_SOFT_OFFLINE	101
+#endif
+
+/*
+ * How long both sides of a race are kept busy; longer, but not for ever, where
+ * that is too short for a few rounds. And the generations of a chain.
+ */
+#define RACE_MSECS	1000
+#define RACE_ROUNDS	8
+#define RACE_MAX_MSECS	8000
+#define GENERATIONS	1000
+
+/* Emulated and instrumented kernels are slow; a lost wakeup is slower. */
+#define TEST_SECONDS	300
+#define REPLY_SECONDS	120
+#define SETTLE_MSECS	20000
+
+#define MAX_MEMBERS	8
+#define MAX_PAGES	2048
+#define NR_AREAS	16
+#define PAGES		16
+
+#define MAX_DEAD_CONTEXTS	64
+
+#define STATS_FILE	"/sys/kernel/debug/cow_context/stats"
+#define SPLIT_FILE	"/sys/kernel/debug/split_huge_pages"
+#define GUP_TEST_FILE	"/sys/kernel/debug/gup_test"
+#define COMPACT_FILE	"/proc/sys/vm/compact_memory"
+#define IDLE_FILE	"/sys/kernel/mm/page_idle/bitmap"
+#define BALANCING_FILE	"/proc/sys/kernel/numa_balancing"
+#define THP_DIR		"/sys/kernel/mm/transparent_hugepage/"
+
+#define RW		(PROT_READ | PROT_WRITE)
+#define ANON_FIXED	(MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED)
+
+/* What a member is told to do. */
+typedef long (*op_fn)(char *addr, long a, long b, long c);
+
+struct order {
+	op_fn fn;
+	char *addr;
+	long a, b, c;
+};
+
+static struct {
+	pid_t pid;
+	int sock[2];
+} member[MAX_MEMBERS];
+
+/* Seen by everybody. */
+static struct shared {
+	struct timespec race_end, race_last;
+	long rounds;
+	long done;
+	long bad;
+} *shared;
+
+static char *areas;
+static size_t page, area_size, pmd_size;
+static int nodes[2], nr_nodes;
+static bool have_swap;
+static char cgroup[PATH_MAX];
+static int pin_fd = -1;
+
+/* Every area starts on a PMD boundary and is followed by a gap. */
+static char *area(int nr)
+{
+	return areas + nr * area_size;
+}
+
+static int read_text(const char *path, char *buf, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t len;
+
+	if (fd < 0)
+		return -errno;
+	len = read(fd, buf, size - 1);
+	close(fd);
+	if (len < 0)
+		return -EIO;
+	buf[len] = '\0';
+	return 0;
+}
+
+static int write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+	int ret = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (write(fd, text, strlen(text)) < 0)
+		ret = -errno;
+	close(fd);
+	return ret;
+}
+
+static long msecs_until(const struct timespec *end)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (end->tv_sec - now.tv_sec) * 1000 +
+	       (end->tv_nsec - now.tv_nsec) / 1000000;
+}
+
+static struct timespec in_msecs(long msecs)
+{
+	struct timespec end;
+
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += msecs / 1000;
+	end.tv_nsec += msecs % 1000 * 1000000;
+	return end;
+}
+
+static void start_race(void)
+{
+	shared->rounds = 0;
+	shared->race_end = in_msecs(RACE_MSECS);
+	shared->race_last = in_msecs(RACE_MAX_MSECS);
+}
+
+/* The member that sets the pace counts the rounds, and returns their number. */
+static bool racing(void)
+{
+	if (FORCE_READ(shared->rounds) < RACE_ROUNDS)
+		return msecs_until(&shared->race_last) > 0;
+	return msecs_until(&shared->race_end) > 0;
+}
+
+/*
+ * Members
+ */
+
+static void __noreturn serve(int nr)
+{
+	struct order o;
+	long ret;
+
+	while (recv(member[nr].sock[1], &o, sizeof(o), 0) == sizeof(o)) {
+		ret = o.fn(o.addr, o.a, o.b, o.c);
+		if (send(member[nr].sock[1], &ret, sizeof(ret), 0) < 0)
+			break;
+	}
+	_exit(1);
+}
+
+static int tell(int nr, op_fn fn, char *addr, long a, long b, long c)
+{
+	struct order o = { .fn = fn, .addr = addr, .a = a, .b = b, .c = c };
+
+	return send(member[nr].sock[0], &o, sizeof(o), 0) == sizeof(o) ? 0 : -1;
+}
+
+static long answer(int nr)
+{
+	long ret;
+
+	if (recv(member[nr].sock[0], &ret, sizeof(ret), 0) != sizeof(ret)) {
+		ksft_print_msg("no word from member %d\n", nr);
+		return -ETIMEDOUT;
+	}
+	return ret;
+}
+
+static long call(int nr, op_fn fn, char *addr, long a, long b, long c)
+{
+	return tell(nr, fn, addr, a, b, c) ? -EPIPE : answer(nr);
+}
+
+static long op_fork(char *addr, long nr, long b, long c)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		serve(nr);
+	return pid < 0 ? -errno : pid;
+}
+
+static long op_exit(char *addr, long a, long b, long c)
+{
+	_exit(0);
+}
+
+/* Returns 0, or -1 when the member cannot be made. */
+static int fork_member(int parent, int nr)
+{
+	long pid = call(parent, op_fork, NULL, nr, 0, 0);
+
+	if (pid <= 0)
+		return -1;
+	member[nr].pid = pid;
+	return 0;
+}
+
+static void join_cgroup(void)
+{
+	char path[PATH_MAX + 32];
+
+	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+	if (cgroup[0] && write_text(path, "0"))
+		_exit(1);
+}
+
+/* The first of a family, a child of the conductor. */
+static int first_member(void)
+{
+	pid_t pid = fork();
+
+	if (!pid) {
+		/* Members do not wait for those they have forked. */
+		signal(SIGCHLD, SIG_IGN);
+		join_cgroup();
+		serve(0);
+	}
+	member[0].pid = pid;
+	return pid > 0 ? 0 : -1;
+}
+
+/* Exits, and its mm is gone when this returns. */
+static int exit_member(int nr)
+{
+	struct timespec end = in_msecs(REPLY_SECONDS * 1000);
+	pid_t pid = member[nr].pid;
+
+	if (tell(nr, op_exit, NULL, 0, 0, 0))
+		return -1;
+	/* Its child or, the parent being gone, its grandchild. */
+	do {
+		waitpid(pid, NULL, WNOHANG);
+		if (kill(pid, 0) && errno == ESRCH) {
+			member[nr].pid = 0;
+			return 0;
+		}
+		usleep(1000);
+	} while (msecs_until(&end) > 0);
+	return -1;
+}
+
+/*
+ * What members do with their memory
+ */
+
+static uint64_t content(long seed, long nr)
+{
+	return (seed + 1) * 0x9e3779b97f4a7c15ULL + nr;
+}
+
+static long op_map(char *addr, long nr, long b, long c)
+{
+	char *p = mmap(addr, nr * page, RW, ANON_FIXED, -1, 0);
+
+	return p == addr ? 0 : -errno;
+}
+
+static long op_map_huge(char *addr, long nr, long b, long c)
+{
+	if (op_map(addr, nr, 0, 0))
+		return -1;
+	return madvise(addr, nr * page, MADV_HUGEPAGE);
+}
+
+static long op_map_hugetlb(char *addr, long nr, long b, long c)
+{
+	char *p = mmap(addr, nr * page, RW, ANON_FIXED | MAP_HUGETLB, -1, 0);
+
+	return p == addr ? 0 : -errno;
+}
+
+static long op_map_file(char *addr, long nr, long fd, long c)
+{
+	char *p = mmap(addr, nr * page, RW, MAP_PRIVATE | MAP_FIXED, fd, 0);
+
+	return p == addr ? 0 : -errno;
+}
+
+static long op_unmap(char *addr, long nr, long b, long c)
+{
+	return munmap(addr, nr * page);
+}
+
+static long op_protect(char *addr, long nr, long prot, long c)
+{
+	return mprotect(addr, nr * page, prot);
+}
+
+static long op_advise(char *addr, long nr, long advice, long c)
+{
+	return madvise(addr, nr * page, advice) ? -errno : 0;
+}
+
+static long op_move(char *addr, long nr, long to, long flags)
+{
+	char *p = mremap(addr, nr * page, nr * page,
+			 MREMAP_MAYMOVE | MREMAP_FIXED | flags, (char *)to);
+
+	return p == (char *)to ? 0 : -errno;
+}
+
+/* Pages 0 to @nr - 1, which are number @first and so on of what is called @seed. */
+static long op_fill(char *addr, long nr, long seed, long first)
+{
+	long i;
+
+	for (i = 0; i < nr; i++) {
+		uint64_t *p = (uint64_t *)(addr + i * page);
+
+		p[0] = content(seed, first + i);
+		p[page / sizeof(*p) - 1] = content(seed, first + i);
+	}
+	return 0;
+}
+
+/* Returns how many pages hold something else. */
+static long op_check(char *addr, long nr, long seed, long first)
+{
+	long i, bad = 0;
+
+	for (i = 0; i < nr; i++) {
+		uint64_t *p = (uint64_t *)(addr + i * page);
+
+		bad += FORCE_READ(p[0]) != content(seed, first + i) ||
+		       FORCE_READ(p[page / sizeof(*p) - 1]) != content(seed, first + i);
+	}
+	return bad;
+}
+
+static long op_check_zero(char *addr, long nr, long b, long c)
+{
+	long i, bad = 0;
+
+	for (i = 0; i < nr; i++)
+		bad += FORCE_READ(addr[i * page]) != 0;
+	return bad;
+}
+
+static long op_is_huge(char *addr, long b, long c, long d)
+{
+	return check_huge_anon(addr, pmd_size, 1, pmd_size);
+}
+
+/*
+ * Where pages are: asked and changed from outside
+ */
+
+static int read_pagemap(int nr, char *addr, long pages, uint64_t *entry)
+{
+	size_t len = pages * sizeof(*entry);
+	char path[64];
+	ssize_t ret;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", member[nr].pid);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return -1;
+	ret = pread(fd, entry, len, (uintptr_t)addr / page * sizeof(*entry));
+	close(fd);
+	return ret == (ssize_t)len ? 0 : -1;
+}
+
+/* How many of the pages have @bit, or -1. */
+static long count_pages(int nr, char *addr, long pages, uint64_t bit)
+{
+	static uint64_t entry[MAX_PAGES];
+	long i, n = 0;
+
+	if (read_pagemap(nr, addr, pages, entry))
+		return -1;
+	for (i = 0; i < pages; i++)
+		n += !!(entry[i] & bit);
+	return n;
+}
+
+/*
+ * How many pages are not at one place in the two members (or twice in one):
+ * neither the same pfn nor the same swap entry. -1 for errors.
+ */
+static long count_apart(int a, char *at_a, int b, char *at_b, long pages)
+{
+	static uint64_t ent_a[MAX_PAGES], ent_b[MAX_PAGES];
+	const uint64_t mask = PM_PRESENT | PM_SWAP | (BIT_ULL(55) - 1);
+	int tries = 10;
+	long i, n;
+
+	/* Something else in the system may be migrating pages. */
+	do {
+		if (read_pagemap(a, at_a, pages, ent_a) ||
+		    read_pagemap(b, at_b, pages, ent_b))
+			return -1;
+		for (i = n = 0; i < pages; i++)
+			n += (ent_a[i] & mask) != (ent_b[i] & mask);
+	} while (n && n != pages && --tries && !usleep(1000));
+	return n;
+}
+
+/* How many are; -1 for errors. */
+static long count_together(int a, char *at_a, int b, char *at_b, long pages)
+{
+	long n = count_apart(a, at_a, b, at_b, pages);
+
+	return n < 0 ? n : pages - n;
+}
+
+/*
+ * Asks for the nodes of the pages listed (@node = -1), or moves them to @node
+ * with all who share them. Returns how many are there now.
+ */
+static long move_list(pid_t pid, char **list, long n, int node, int *status)
+{
+	static int target[MAX_PAGES];
+	long i, there = 0;
+
+	for (i = 0; i < n; i++) {
+		target[i] = node;
+		status[i] = -ENOENT;
+	}
+	if (node >= 0 && move_pages(pid, n, (void **)list, target, status,
+				    MPOL_MF_MOVE_ALL) < 0)
+		return -1;
+	if (move_pages(pid, n, (void **)list, NULL, status, 0) < 0)
+		return -1;
+	for (i = 0; i < n; i++)
+		there += status[i] == node;
+	return there;
+}
+
+/*
+ * Moves every page of the range that is in memory to the other node, with all
+ * who share it. Returns how many pages cannot be moved, -1 for errors.
+ */
+static long __migrate(pid_t pid, char *addr, long pages, size_t stride)
+{
+	static char *list[MAX_PAGES];
+	static int status[MAX_PAGES];
+	long i, n = 0, there = 0;
+	int target, tries = 50;
+
+	if (nr_nodes < 2)
+		return 0;
+	for (i = 0; i < pages; i++)
+		list[i] = addr + i * stride;
+	if (move_list(pid, list, pages, -1, status) < 0)
+		return -1;
+	for (i = 0, target = -1; i < pages; i++) {
+		if (status[i] < 0)
+			continue;
+		if (target < 0)
+			target = nodes[status[i] == nodes[0]];
+		list[n++] = list[i];
+	}
+	/* A page may be busy for a moment, what is mapped nowhere else is not. */
+	while (n && tries--) {
+		there = move_list(pid, list, n, target, status);
+		if (there < 0 || there == n)
+			break;
+		usleep(2000);
+	}
+	if (there >= 0 && there != n)
+		ksft_print_msg("%ld of %ld pages at %p stay\n", n - there, n, addr);
+	return there < 0 ? -1 : n - there;
+}
+
+static long migrate(int nr, char *addr, long pages)
+{
+	return __migrate(member[nr].pid, addr, pages, page);
+}
+
+/* The same, but at least @pages must be in memory to begin with. */
+static long migrate_all(int nr, char *addr, long pages)
+{
+	long n = count_pages(nr, addr, pages, PM_PRESENT);
+
+	if (n != pages) {
+		ksft_print_msg("%ld of %ld pages at %p in memory\n", n, pages, addr);
+		return -1;
+	}
+	return migrate(nr, addr, pages);
+}
+
+/*
+ * One side of a race: as long as it lasts moves what it finds at the addresses
+ * to and fro. Returns how many pages were moved.
+ */
+static long migrate_until_end(int nr, char **list, long n)
+{
+	static int status[MAX_PAGES];
+	long ret, moved = 0;
+	int i = 0;
+
+	while (racing()) {
+		if (nr_nodes < 2) {
+			usleep(1000);
+			continue;
+		}
+		ret = move_list(member[nr].pid, list, n, nodes[i++ & 1], status);
+		if (ret < 0)
+			break;
+		moved += ret;
+	}
+	return moved;
+}
+
+/*
+ * Has the kernel look up who maps the pages, and change nothing: faster than
+ * migration by far, so the walks are many.
+ */
+static void mark_idle(int nr, char *addr, long pages)
+{
+	static uint64_t entry[MAX_PAGES];
+	const uint64_t all = ~0ULL;
+	int fd = open(IDLE_FILE, O_WRONLY);
+	uint64_t word, last = -1;
+	long i;
+
+	if (fd < 0)
+		return;
+	if (!read_pagemap(nr, addr, pages, entry)) {
+		for (i = 0; i < pages; i++) {
+			word = PAGEMAP_PFN(entry[i]) / 64;
+			if (!(entry[i] & PM_PRESENT) || word == last)
+				continue;
+			if (pwrite(fd, &all, sizeof(all), word * sizeof(all)) < 0)
+				break;
+			last = word;
+		}
+	}
+	close(fd);
+}
+
+static void list_pages(char **list, char *addr, long n)
+{
+	long i;
+
+	for (i = 0; i < n; i++)
+		list[i] = addr + i * page;
+}
+
+/* Splits what huge pages there are. */
+static void split(int nr, char *addr, long pages)
+{
+	char text[128];
+
+	snprintf(text, sizeof(text), "%d,0x%lx,0x%lx,0", member[nr].pid,
+		 (unsigned long)addr, (unsigned long)(addr + pages * page));
+	write_text(SPLIT_FILE, text);
+}
+
+/* Is the page part of something larger? -1 if there is no telling. */
+static int is_large(int nr, char *addr)
+{
+	int fd = open("/proc/kpageflags", O_RDONLY);
+	uint64_t entry, flags;
+	int ret = -1;
+
+	if (fd < 0)
+		return -1;
+	if (!read_pagemap(nr, addr, 1, &entry) && (entry & PM_PRESENT) &&
+	    !pageflags_get(PAGEMAP_PFN(entry), fd, &flags))
+		ret = !!(flags & KPF_THP);
+	close(fd);
+	return ret;
+}
+
+static void advise_pageout(int nr, char *addr, long pages)
+{
+	struct iovec vec = { .iov_base = addr, .iov_len = pages * page };
+	int fd = syscall(__NR_pidfd_open, member[nr].pid, 0);
+
+	if (fd < 0)
+		return;
+	syscall(__NR_process_madvise, fd, &vec, 1, MADV_PAGEOUT, 0);
+	close(fd);
+}
+
+/*
+ * Swaps out, for all who share the pages. What is mapped once goes by
+ * MADV_PAGEOUT, which leaves alone what is shared; that goes by reclaim of the
+ * family's cgroup. Returns how many pages stay, -1 for errors.
+ */
+static long page_out(int nr, char *addr, long pages)
+{
+	char path[PATH_MAX + 32];
+	int tries = 20;
+	long n;
+
+	if (!have_swap)
+		return 0;
+	snprintf(path, sizeof(path), "%s/memory.reclaim", cgroup);
+	do {
+		advise_pageout(nr, addr, pages);
+		n = count_pages(nr, addr, pages, PM_PRESENT);
+		if (n <= 0)
+			return n;
+		if (!cgroup[0])
+			return 0;
+		if (write_text(path, "4M swappiness=max") == -EINVAL)
+			write_text(path, "4M");
+		n = count_pages(nr, addr, pages, PM_PRESENT);
+	} while (n > 0 && --tries);
+	if (n)
+		ksft_print_msg("%ld of %ld pages at %p not swapped\n", n, pages, addr);
+	return n;
+}
+
+static long find_vma(pid_t pid, char *addr, const char *name,
+		     char **start, char **end)
+{
+	unsigned long first, last;
+	char line[512];
+	long ret = -1;
+	FILE *maps;
+
+	snprintf(line, sizeof(line), "/proc/%d/maps", pid);
+	maps = fopen(line, "r");
+	if (!maps)
+		return -1;
+	while (ret && fgets(line, sizeof(line), maps)) {
+		if (sscanf(line, "%lx-%lx", &first, &last) != 2)
+			continue;
+		if (name ? !strstr(line, name) :
+		    (unsigned long)addr < first || (unsigned long)addr >= last)
+			continue;
+		*start = (char *)first;
+		*end = (char *)last;
+		ret = 0;
+	}
+	fclose(maps);
+	return ret;
+}
+
+static bool is_one_vma(int nr, char *addr, long pages)
+{
+	char *start, *end;
+
+	return !find_vma(member[nr].pid, addr, NULL, &start, &end) &&
+	       start <= addr && end >= addr + pages * page;
+}
+
+/* -1 if the kernel does not count, or has none. */
+static long nr_contexts(void)
+{
+	char text[4096], *p;
+
+	if (read_text(STATS_FILE, text, sizeof(text)))
+		return -1;
+	p = strstr(text, "contexts:");
+	return p ? atol(p + strlen("contexts:")) : -1;
+}
+
+/*
+ * Contexts are freed a little later than processes, and each CPU may still
+ * borrow the mm of one that is gone. Returns the last count.
+ */
+static long wait_contexts(long *most)
+{
+	struct timespec end = in_msecs(SETTLE_MSECS);
+	long n;
+
+	*most += sysconf(_SC_NPROCESSORS_ONLN);
+
+	do {
+		n = nr_contexts();
+		if (n <= *most)
+			break;
+		usleep(20000);
+	} while (msecs_until(&end) > 0);
+	return n;
+}
+
+/*
+ * Setup
+ */
+
+static void make_cgroup(void)
+{
+	char line[PATH_MAX + 256], root[PATH_MAX], path[2 * PATH_MAX];
+	FILE *mounts = fopen("/proc/mounts", "r");
+	bool found = false;
+
+	while (mounts && !found && fgets(line, sizeof(line), mounts))
+		found = sscanf(line, "%*s %4095s cgroup2", root) == 1 &&
+			strstr(line, " cgroup2 ");
+	if (mounts)
+		fclose(mounts);
+	if (!found)
+		return;
+	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", root);
+	if (write_text(path, "+memory"))
+		return;
+	snprintf(path, sizeof(path), "%s/cow_context.%d", root, getpid());
+	if (strlen(path) >= sizeof(cgroup) || (mkdir(path, 0755) && errno != EEXIST))
+		return;
+	snprintf(cgroup, sizeof(cgroup), "%.*s", (int)sizeof(cgroup) - 1, path);
+	snprintf(path, sizeof(path), "%s/memory.reclaim", cgroup);
+	if (access(path, W_OK)) {
+		rmdir(cgroup);
+		cgroup[0] = '\0';
+	}
+}
+
+static void find_nodes(void)
+{
+	int node;
+
+	if (numa_available() < 0)
+		return;
+	for (node = 0; node <= numa_max_node() && nr_nodes < 2; node++)
+		if (numa_node_size64(node, NULL) > 0)
+			nodes[nr_nodes++] = node;
+}
+
+/* Children, and theirs: with the parent gone they are the conductor's. */
+static void kill_family(void)
+{
+	char path[64], text[4096], *p;
+	long pid;
+	int i;
+
+	for (i = 0; i < MAX_MEMBERS; i++)
+		if (member[i].pid > 0)
+			kill(member[i].pid, SIGKILL);
+	snprintf(path, sizeof(path), "/proc/self/task/%d/children", getpid());
+	do {
+		if (read_text(path, text, sizeof(text)))
+			break;
+		for (p = text; (pid = strtol(p, &p, 10)) > 0; )
+			kill(pid, SIGKILL);
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+		usleep(1000);
+	} while (text[0]);
+}
+
+static char balancing[8];
+
+static void setup_family(struct __test_metadata *_metadata)
+{
+	struct timeval timeout = { .tv_sec = REPLY_SECONDS };
+	char text[4096];
+	int i;
+
+	if (geteuid())
+		SKIP(return, "needs root: pagemap, MPOL_MF_MOVE_ALL");
+
+	page = psize();
+	pmd_size = read_pmd_pagesize();
+	area_size = 4 * (pmd_size ? pmd_size : 2UL << 20);
+	find_nodes();
+	have_swap = !read_text("/proc/swaps", text, sizeof(text)) &&
+		    strchr(text, '\n') && strchr(text, '\n')[1];
+	make_cgroup();
+	ksft_print_msg("%s, %s, %s\n",
+		       nr_nodes < 2 ? "one node" : "two nodes",
+		       have_swap ? "swap" : "no swap",
+		       cgroup[0] ? "memory cgroup" : "no memory cgroup");
+
+	/* Pages are to stay where the tests put them. */
+	if (read_text(BALANCING_FILE, balancing, sizeof(balancing)))
+		balancing[0] = '\0';
+	write_text(BALANCING_FILE, "0");
+
+	shared = mmap(NULL, sizeof(*shared), RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(shared, MAP_FAILED);
+	areas = mmap(NULL, (NR_AREAS + 1) * area_size, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(areas, MAP_FAILED);
+	areas += area_size - (uintptr_t)areas % area_size;
+
+	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0);
+	for (i = 0; i < MAX_MEMBERS; i++) {
+		ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, member[i].sock), 0);
+		ASSERT_EQ(setsockopt(member[i].sock[0], SOL_SOCKET, SO_RCVTIMEO,
+				     &timeout, sizeof(timeout)), 0);
+	}
+	ASSERT_EQ(first_member(), 0);
+}
+
+static void teardown_family(void)
+{
+	kill_family();
+	if (balancing[0])
+		write_text(BALANCING_FILE, balancing);
+	if (cgroup[0])
+		rmdir(cgroup);
+}
+
+/* Which of these fails says it all; they need no text. */
+#define OK(expr)		ASSERT_EQ(0, expr)
+#define FILL(nr, addr, n, seed)	OK(call(nr, op_fill, addr, n, seed, 0))
+#define CHECK(nr, addr, n, seed) OK(call(nr, op_check, addr, n, seed, 0))
+#define CHECK_FROM(nr, addr, n, seed, first) \
+	OK(call(nr, op_check, addr, n, seed, first))
+#define TOGETHER(a, at_a, b, at_b, n)	OK(count_apart(a, at_a, b, at_b, n))
+#define APART(a, at_a, b, at_b, n)	OK(count_together(a, at_a, b, at_b, n))
+#define MOVE(nr, addr, n, to, flags) \
+	OK(call(nr, op_move, addr, n, (long)(to), flags))
+
+FIXTURE(cow_context) {};
+
+FIXTURE_SETUP(cow_context)
+{
+	setup_family(_metadata);
+}
+
+FIXTURE_TEARDOWN(cow_context)
+{
+	teardown_family();
+}
+
+/*
+ * Scenario 1: a middle generation dies while its child lives, and the ranges
+ * that were dropped are mapped, faulted and merged again (CVE-2022-42703).
+ */
+FIXTURE(cow_context_reuse) {};
+
+FIXTURE_VARIANT(cow_context_reuse)
+{
+	int dropper;
+};
+
+FIXTURE_VARIANT_ADD(cow_context_reuse, parent) { .dropper = 0, };
+FIXTURE_VARIANT_ADD(cow_context_reuse, child) { .dropper = 1, };
+
+FIXTURE_SETUP(cow_context_reuse)
+{
+	setup_family(_metadata);
+}
+
+FIXTURE_TEARDOWN(cow_context_reuse)
+{
+	teardown_family();
+}
+
+TEST_F_TIMEOUT(cow_context_reuse, leaf, TEST_SECONDS)
+{
+	const int dropper = variant->dropper, keeper = !dropper;
+	char *a = area(0), *hole = a + 4 * page;
+	int last;
+
+	/*
+	 *      |----|----|--------|
+	 * 0    | 1  | 1  |   1    |   dropper: | 1  | 2  |   1    |
+	 *      |----|----|--------|
+	 */
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	OK(fork_member(0, 1));
+	OK(call(dropper, op_unmap, hole, 4, 0, 0));
+	OK(fork_member(1, 2));
+	OK(call(dropper, op_map, hole, 4, 0, 0));
+	OK(call(dropper, op_fill, hole, 4, 2, 0));
+	OK(migrate_all(dropper, a, PAGES));
+	CHECK(keeper, a, PAGES, 1);
+	TOGETHER(0, a, 1, a, 4);
+	APART(0, hole, 1, hole, 4);
+
+	/* The middle goes, and below it a generation is added. */
+	OK(fork_member(2, 3));
+	OK(exit_member(1));
+	OK(fork_member(2, 4));
+	OK(fork_member(0, 5));
+	for (last = 2; last <= 4; last++) {
+		TOGETHER(0, a, last, a, 4);
+		TOGETHER(0, a + 8 * page, last, a + 8 * page, 8);
+	}
+	OK(migrate_all(4, a, 4));
+	OK(migrate_all(4, a + 8 * page, 8));
+	TOGETHER(0, a, 4, a, 4);
+	TOGETHER(3, a, 4, a, 4);
+
+	/* What the child of the dropper lacks it maps for itself. */
+	if (dropper == 1) {
+		OK(call(2, op_map, hole, 4, 0, 0));
+		OK(call(2, op_fill, hole, 4, 3, 0));
+		OK(migrate_all(2, a, PAGES));
+		OK(call(2, op_check, hole, 4, 3, 0));
+	}
+	OK(exit_member(0));
+	OK(page_out(3, a, 4));
+	OK(page_out(3, a + 8 * page, 8));
+	for (last = 2; last <= 5; last++) {
+		CHECK(last, a, 4, 1);
+		CHECK_FROM(last, a + 8 * page, 8, 1, 8);
+	}
+	OK(call(5, op_check, hole, 4, dropper ? 1 : 2, dropper ? 4 : 0));
+	OK(migrate_all(5, a, PAGES));
+	OK(migrate_all(2, a, 4));
+	for (last = 3; last <= 5; last++)
+		TOGETHER(2, a, last, a, 4);
+}
+
+/*
+ * Scenario 2: a faulted VMA is moved back next to unfaulted ones and merges
+ * with them (CVE-2026-23077).
+ */
+FIXTURE(cow_context_merge) {};
+
+FIXTURE_VARIANT(cow_context_merge)
+{
+	bool prev, next;
+};
+
+FIXTURE_VARIANT_ADD(cow_context_merge, prev) { .prev = true, };
+FIXTURE_VARIANT_ADD(cow_context_merge, next) { .next = true, };
+FIXTURE_VARIANT_ADD(cow_context_merge, both) { .prev = true, .next = true, };
+
+FIXTURE_SETUP(cow_context_merge)
+{
+	setup_family(_metadata);
+}
+
+FIXTURE_TEARDOWN(cow_context_merge)
+{
+	teardown_family();
+}
+
+TEST_F_TIMEOUT(cow_context_merge, after_mremap, TEST_SECONDS)
+{
+	char *a = area(0), *b = a + PAGES * page, *c = b + PAGES * page;
+	char *away = area(1);
+	char *first = variant->prev ? a : b;
+	long n = PAGES * (1 + variant->prev + variant->next);
+	int nr;
+
+	/*
+	 *            |----------------------|
+	 *            v                      |
+	 *  |-------|.......|-------|    |-------|
+	 *  |   A   | hole  |   C   |    |   B   |
+	 *  |-------|.......|-------|    |-------|
+	 *  unfaulted        unfaulted    faulted
+	 */
+	OK(call(0, op_map, b, PAGES, 0, 0));
+	FILL(0, b, PAGES, 1);
+	OK(fork_member(0, 1));
+	for (nr = 0; nr < 2; nr++) {
+		MOVE(nr, b, PAGES, away, 0);
+		OK(migrate_all(nr, away, PAGES));
+		if (variant->prev)
+			OK(call(nr, op_map, a, PAGES, 0, 0));
+		if (variant->next)
+			OK(call(nr, op_map, c, PAGES, 0, 0));
+		MOVE(nr, away, PAGES, b, MREMAP_DONTUNMAP);
+		if (nr == 0)
+			ASSERT_TRUE(is_one_vma(nr, first, n));
+		CHECK(nr, b, PAGES, 1);
+		OK(call(nr, op_unmap, away, PAGES, 0, 0));
+		/* Now all of it is faulted, and is split and merged. */
+		OK(migrate_all(nr, b, PAGES));
+		TOGETHER(0, b, 1, b, PAGES);
+		if (variant->prev)
+			FILL(nr, a, PAGES, 10 + nr);
+		if (variant->next)
+			FILL(nr, c, PAGES, 20 + nr);
+		OK(call(nr, op_protect, b + 4 * page, 4, PROT_READ, 0));
+		OK(migrate_all(nr, first, n));
+		OK(fork_member(nr, 2 + nr));
+		OK(call(nr, op_protect, b + 4 * page, 4, RW, 0));
+		OK(migrate_all(2 + nr, first, n));
+		TOGETHER(nr, first, 2 + nr, first, n);
+	}
+	TOGETHER(0, b, 1, b, PAGES);
+	OK(page_out(0, b, PAGES));
+	OK(exit_member(0));
+	for (nr = 1; nr < 4; nr++) {
+		CHECK(nr, b, PAGES, 1);
+		if (variant->prev)
+			CHECK(nr, a, PAGES, 10 + nr % 2);
+		if (variant->next)
+			CHECK(nr, c, PAGES, 20 + nr % 2);
+	}
+	OK(migrate_all(1, first, n));
+	OK(migrate_all(2, first, n));
+	TOGETHER(1, first, 3, first, n);
+	TOGETHER(1, b, 2, b, PAGES);
+}
+
+/*
+ * Scenario 3: what the parent allocated and both have in swap is faulted in by
+ * the child first.
+ */
+TEST_F_TIMEOUT(cow_context, child_swaps_in_first, TEST_SECONDS)
+{
+	char *a = area(0);
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	OK(fork_member(0, 1));
+	OK(page_out(0, a, PAGES));
+	TOGETHER(0, a, 1, a, PAGES);
+
+	CHECK(1, a, PAGES / 2, 1);
+	CHECK(0, a, PAGES, 1);
+	CHECK(1, a, PAGES, 1);
+	OK(migrate_all(1, a, PAGES));
+	OK(exit_member(1));
+	OK(migrate_all(0, a, PAGES));
+	OK(page_out(0, a, PAGES));
+	CHECK(0, a, PAGES, 1);
+
+	/* Once more, and the child writes to what it swaps in. */
+	OK(fork_member(0, 1));
+	OK(page_out(0, a, PAGES));
+	OK(call(1, op_fill, a, PAGES / 2, 2, 0));
+	CHECK(0, a, PAGES, 1);
+	CHECK(1, a, PAGES / 2, 2);
+	CHECK_FROM(1, a + PAGES / 2 * page, PAGES / 2, 1, PAGES / 2);
+	OK(migrate_all(1, a, PAGES));
+	OK(migrate_all(0, a, PAGES));
+	APART(0, a, 1, a, PAGES / 2);
+	OK(exit_member(0));
+	OK(page_out(1, a, PAGES));
+	CHECK(1, a, PAGES / 2, 2);
+	CHECK_FROM(1, a + PAGES / 2 * page, PAGES / 2, 1, PAGES / 2);
+	OK(migrate_all(1, a, PAGES));
+}
+
+/*
+ * Scenario 4: endless fork chains. Of every line one process is left, and what
+ * the dead have left behind must not grow with the number of generations.
+ */
+FIXTURE(cow_context_chain) {};
+
+FIXTURE_VARIANT(cow_context_chain)
+{
+	op_fn grow;
+	long generations;
+};
+
+/* The parent exits, the child goes on: the caller comes back as the child. */
+static void next_generation(char *addr, long gen)
+{
+	pid_t pid = fork();
+
+	if (pid) {
+		if (pid < 0)
+			shared->bad++;
+		_exit(0);
+	}
+	/* One page of its own and others from several generations above. */
+	shared->bad += op_check(addr + (gen + 1) % PAGES * page, 1,
+				gen + 1 < PAGES ? 1 : 0,
+				gen + 1 < PAGES ? gen + 1 : gen + 1 - PAGES);
+	op_fill(addr + gen % PAGES * page, 1, 0, gen);
+	shared->done++;
+}
+
+/* A child that lives until there is something to read. */
+static void side_child(char *addr, int fd)
+{
+	char c;
+
+	switch (fork()) {
+	case -1:
+		shared->bad++;
+		break;
+	case 0:
+		op_fill(addr, 1, 3, 0);
+		if (read(fd, &c, 1) < 0)
+			shared->bad++;
+		_exit(0);
+	}
+}
+
+static long op_chain(char *addr, long generations, long b, long c)
+{
+	long gen;
+
+	for (gen = 0; gen < generations; gen++)
+		next_generation(addr, gen);
+	return getpid();
+}
+
+/* The side child of each generation exits one generation late. */
+static long op_comb(char *addr, long generations, long b, long c)
+{
+	int pipes[2][2];
+	long gen;
+
+	if (pipe(pipes[0]) || pipe(pipes[1]))
+		return -1;
+	for (gen = 0; gen < generations; gen++) {
+		side_child(addr, pipes[gen & 1][0]);
+		if (gen && write(pipes[!(gen & 1)][1], "", 1) != 1)
+			shared->bad++;
+		next_generation(addr, gen);
+	}
+	if (write(pipes[!(gen & 1)][1], "", 1) != 1)
+		shared->bad++;
+	return getpid();
+}
+
+/* Hold some side children along the line, drop them, and hold one less. */
+static long op_hold_and_drop(char *addr, long generations, long b, long c)
+{
+	long gen = 0, hold, i;
+	int pipes[2];
+
+	if (pipe(pipes))
+		return -1;
+	for (hold = 1; hold * (hold + 1) / 2 < generations; hold++)
+		;
+	for (; hold > 0; hold--) {
+		for (i = 0; i < hold; i++) {
+			side_child(addr, pipes[0]);
+			next_generation(addr, gen++);
+		}
+		for (i = 0; i < hold; i++)
+			if (write(pipes[1], "", 1) != 1)
+				shared->bad++;
+	}
+	return getpid();
+}
+
+FIXTURE_VARIANT_ADD(cow_context_chain, line)
+{
+	.grow = op_chain,
+	.generations = GENERATIONS,
+};
+
+FIXTURE_VARIANT_ADD(cow_context_chain, comb)
+{
+	.grow = op_comb,
+	.generations = GENERATIONS / 2,
+};
+
+FIXTURE_VARIANT_ADD(cow_context_chain, hold_and_drop)
+{
+	.grow = op_hold_and_drop,
+	.generations = GENERATIONS / 2,
+};
+
+FIXTURE_SETUP(cow_context_chain)
+{
+	setup_family(_metadata);
+}
+
+FIXTURE_TEARDOWN(cow_context_chain)
+{
+	teardown_family();
+}
+
+TEST_F_TIMEOUT(cow_context_chain, generations, TEST_SECONDS)
+{
+	long before, most, ret, i;
+	char *a = area(0);
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	before = nr_contexts();
+
+	/* The last generation answers in the name of the first. */
+	ret = call(0, variant->grow, a, variant->generations, 0, 0);
+	ASSERT_GT(ret, 0);
+	member[0].pid = ret;
+	ASSERT_GE(shared->done, variant->generations);
+	ASSERT_EQ(shared->bad, 0);
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		;
+	if (before >= 0) {
+		most = before + MAX_DEAD_CONTEXTS;
+		ret = wait_contexts(&most);
+		ksft_print_msg("%ld contexts, %ld after %ld generations\n",
+			       before, ret, shared->done);
+		ASSERT_LE(ret, most);
+	}
+
+	/* Each page was written by another generation. */
+	OK(migrate_all(0, a, PAGES));
+	OK(fork_member(0, 1));
+	OK(migrate_all(1, a, PAGES));
+	OK(page_out(0, a, PAGES));
+	for (i = shared->done - PAGES; i < shared->done; i++) {
+		OK(call(0, op_check, a + i % PAGES * page, 1, 0, i));
+		OK(call(1, op_check, a + i % PAGES * page, 1, 0, i));
+	}
+	OK(migrate_all(1, a, PAGES));
+	TOGETHER(0, a, 1, a, PAGES);
+
+	OK(exit_member(1));
+	OK(exit_member(0));
+	if (before >= 0) {
+		most = before - 1;
+		ret = wait_contexts(&most);
+		ASSERT_LE(ret, most);
+	}
+}
+
+/*
+ * Scenario 6: page tables are moved to and fro, in extents of a PTE, PMD, and
+ * PUD, and of a huge PMD, while the pages are migrated. A child shares them.
+ */
+FIXTURE(cow_context_mremap) {};
+
+FIXTURE_VARIANT(cow_context_mremap)
+{
+	size_t size;	/* 0: of a PTE, otherwise also the alignment */
+	bool huge;
+};
+
+FIXTURE_VARIANT_ADD(cow_context_mremap, pte) { .size = 0, };
+FIXTURE_VARIANT_ADD(cow_context_mremap, pmd) { .size = 2UL << 20, };
+FIXTURE_VARIANT_ADD(cow_context_mremap, huge) { .size = 2UL << 20, .huge = true, };
+FIXTURE_VARIANT_ADD(cow_context_mremap, pud) { .size = 1UL << 30, };
+
+FIXTURE_SETUP(cow_context_mremap)
+{
+	setup_family(_metadata);
+}
+
+FIXTURE_TEARDOWN(cow_context_mremap)
+{
+	teardown_family();
+}
+
+/* @nr pages in all: there, and back. */
+static long op_shuttle(char *home, long nr, long away, long c)
+{
+	while (racing()) {
+		if (op_move(home, nr, away, 0) ||
+		    op_move((char *)away, nr, (long)home, 0) ||
+		    op_check(home, 2, 1, 0))
+			return -1;
+		shared->rounds++;
+	}
+	return shared->rounds;
+}
+
+TEST_F_TIMEOUT(cow_context_mremap, race_migration, TEST_SECONDS)
+{
+	size_t size = variant->size ? variant->size : PAGES * page;
+	char *list[2 * PAGES], *home, *away;
+	long pages = size / page, moved, rounds;
+
+	if (variant->huge && (pmd_size != size || !thp_is_enabled()))
+		SKIP(return, "no huge pages of this size");
+
+	/* Room for two, each on its boundary. */
+	home = mmap(NULL, 3 * size, PROT_NONE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(home, MAP_FAILED);
+	if (variant->size)
+		home += size - (uintptr_t)home % size;
+	away = home + size;
+	OK(munmap(home, 2 * size));
+
+	OK(exit_member(0));
+	OK(first_member());
+	OK(call(0, variant->huge ? op_map_huge : op_map, home, pages, 0, 0));
+	FILL(0, home, PAGES, 1);
+	if (variant->huge)
+		ASSERT_TRUE(call(0, op_is_huge, home, 0, 0, 0));
+	OK(fork_member(0, 1));
+
+	list_pages(list, home, PAGES);
+	list_pages(list + PAGES, away, PAGES);
+	start_race();
+	OK(tell(0, op_shuttle, home, pages, (long)away, 0));
+	moved = migrate_until_end(0, list, 2 * PAGES);
+	rounds = answer(0);
+	ksft_print_msg("%ld times to and fro, %ld pages migrated\n", rounds, moved);
+	ASSERT_GT(rounds, 0);
+
+	CHECK(0, home, PAGES, 1);
+	CHECK(1, home, PAGES, 1);
+	TOGETHER(0, home, 1, home, PAGES);
+	OK(migrate_all(0, home, PAGES));
+	TOGETHER(0, home, 1, home, PAGES);
+	MOVE(0, home, pages, away, 0);
+	OK(migrate_all(0, away, PAGES));
+	TOGETHER(0, away, 1, home, PAGES);
+	OK(migrate_all(1, home, PAGES));
+	TOGETHER(0, away, 1, home, PAGES);
+	CHECK(0, away, PAGES, 1);
+	if (variant->huge) {
+		split(1, home, pages);
+		OK(migrate_all(0, away, PAGES));
+		TOGETHER(0, away, 1, home, PAGES);
+	}
+	OK(page_out(0, away, PAGES));
+	CHECK(1, home, PAGES, 1);
+	CHECK(0, away, PAGES, 1);
+}
+
+/*
+ * Scenario 7, and the stack: exec fills a stack, and then moves it. What is
+ * executed is this program: see main().
+ */
+#define EXEC_CHILD	"executed-by-the-test"
+#define NR_BIG_ARGS	8
+#define BIG_ARG		(32 * 1024)
+
+#define NR_STEPS	4
+
+/* The new program and its child each read from one of @in. */
+static void execute(const int *in, int out)
+{
+	static char big[NR_BIG_ARGS][BIG_ARG], fds[32];
+	char *argv[NR_BIG_ARGS + 4] = { "cow_context", EXEC_CHILD, fds };
+	int i;
+
+	snprintf(fds, sizeof(fds), "%d,%d,%d", in[0], in[1], out);
+	for (i = 0; i < NR_BIG_ARGS; i++) {
+		memset(big[i], 'a' + i, BIG_ARG - 1);
+		argv[3 + i] = big[i];
+	}
+	execv("/proc/self/exe", argv);
+	_exit(1);
+}
+
+static int check_args(int argc, char **argv)
+{
+	int i, j;
+
+	if (argc != NR_BIG_ARGS + 3)
+		return 1;
+	for (i = 0; i < NR_BIG_ARGS; i++) {
+		if (strlen(argv[3 + i]) != BIG_ARG - 1)
+			return 1;
+		for (j = 0; j < BIG_ARG - 1; j++)
+			if (argv[3 + i][j] != 'a' + i)
+				return 1;
+	}
+	return 0;
+}
+
+/* Lets the stack grow by about a MiB and more than it did before. */
+static int grow_stack(int depth)
+{
+	char frame[8 * 1024];
+	size_t i;
+
+	memset(frame, depth, sizeof(frame));
+	/* The compiler knows neither what is in there nor who has changed it. */
+	asm volatile("" : : "r" (frame) : "memory");
+	if (depth && grow_stack(depth - 1))
+		return 1;
+	asm volatile("" : : "r" (frame) : "memory");
+	for (i = 0; i < sizeof(frame); i++)
+		if (frame[i] != (char)depth)
+			return 1;
+	return 0;
+}
+
+/* In the new program: says so, and goes on when told to. */
+static int executed(int argc, char **argv)
+{
+	int in[2], out, step, status = 0;
+	pid_t pid;
+	char c;
+
+	if (sscanf(argv[2], "%d,%d,%d", &in[0], &in[1], &out) != 3)
+		return 1;
+	if (in[0] < 0)
+		return check_args(argc, argv);
+
+	pid = fork();
+	if (pid < 0)
+		return 1;
+	for (step = 0; step < NR_STEPS; step++) {
+		if (write(out, &pid, sizeof(pid)) != sizeof(pid) ||
+		    read(in[!pid], &c, 1) != 1)
+			return 1;
+		if (check_args(argc, argv) || grow_stack(64 * step))
+			return 1;
+	}
+	if (pid && (waitpid(pid, &status, 0) != pid || status))
+		return 1;
+	return check_args(argc, argv);
+}
+
+/* Returns how often, or -1 for a program that does not find its arguments. */
+static long op_exec_loop(char *addr, long b, long c, long d)
+{
+	const int none[2] = { -1, -1 };
+	int status;
+	pid_t pid;
+
+	signal(SIGCHLD, SIG_DFL);
+	while (racing()) {
+		pid = fork();
+		if (!pid) {
+			shared->done = getpid();
+			execute(none, -1);
+		}
+		if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
+			return -1;
+		shared->rounds++;
+	}
+	return shared->rounds;
+}
+
+/* Everywhere, or on the first node. */
+static int compact(void)
+{
+	char path[64];
+
+	if (!write_text(COMPACT_FILE, "1"))
+		return 0;
+	snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/compact",
+		 nodes[0]);
+	return write_text(path, "1");
+}
+
+TEST_F_TIMEOUT(cow_context, exec_race_migration, TEST_SECONDS)
+{
+	unsigned long here, there;
+	long compacted = 0, migrated = 0, execs, i;
+
+	start_race();
+	OK(tell(0, op_exec_loop, NULL, 0, 0, 0));
+	for (i = 0; racing(); i++) {
+		pid_t pid = FORCE_READ(shared->done);
+
+		/* A stack that is being filled has no other way to be moved. */
+		compacted += !compact();
+		if (pid && nr_nodes > 1) {
+			here = 1UL << nodes[i & 1];
+			there = 1UL << nodes[!(i & 1)];
+			migrated += migrate_pages(pid, 8 * sizeof(here),
+						  &here, &there) >= 0;
+		}
+		usleep(20000);
+	}
+	execs = answer(0);
+	ksft_print_msg("%ld times executed, %ld migrated, %ld compacted\n",
+		       execs, migrated, compacted);
+	ASSERT_GT(execs, 0);
+}
+
+/* The stack of a new program and of its child: moved by exec, grown later. */
+TEST_F_TIMEOUT(cow_context, stack, TEST_SECONDS)
+{
+	const long len = 8 * BIG_ARG, n = len / page - 2;
+	int to[2][2], from[2], in[2], status, step, i;
+	char *start, *end, *strings;
+	pid_t got;
+
+	for (i = 0; i < 2; i++) {
+		OK(pipe(to[i]));
+		in[i] = to[i][0];
+	}
+	OK(pipe(from));
+	member[1].pid = fork();
+	if (!member[1].pid) {
+		join_cgroup();
+		execute(in, from[1]);
+	}
+	ASSERT_GT(member[1].pid, 0);
+	for (step = 0; step < NR_STEPS; step++) {
+		for (i = 0; i < 2; i++) {
+			ASSERT_EQ(read(from[0], &got, sizeof(got)), sizeof(got));
+			if (got)
+				member[2].pid = got;
+		}
+		for (i = 0; i < 4; i++) {
+			OK(find_vma(member[1 + i % 2].pid, NULL, "[stack]", &start, &end));
+			ASSERT_LE((end - start) / page, MAX_PAGES);
+			OK(migrate(1 + i % 2, start, (end - start) / page));
+		}
+		/* The strings lie at the end: nobody writes to them. */
+		strings = end - len;
+		ASSERT_EQ(count_pages(1, strings, n, PM_PRESENT), n);
+		TOGETHER(1, strings, 2, strings, n);
+		OK(page_out(1, strings, n));
+		TOGETHER(1, strings, 2, strings, n);
+		for (i = 0; i < 2; i++)
+			ASSERT_EQ(write(to[i][1], "x", 1), 1);
+	}
+	ASSERT_EQ(waitpid(member[1].pid, &status, 0), member[1].pid);
+	member[1].pid = 0;
+	member[2].pid = 0;
+	OK(status);
+
+	/* And the stack of the family, which was moved long ago. */
+	OK(fork_member(0, 3));
+	for (i = 0; i < 4; i++) {
+		OK(find_vma(member[i & 1 ? 3 : 0].pid, NULL, "[stack]", &start, &end));
+		OK(migrate(i & 1 ? 3 : 0, start, (end - start) / page));
+	}
+	TOGETHER(0, end - page, 3, end - page, 1);
+	/* They still have one to stand on. */
+	CHECK(0, NULL, 0, 0);
+	CHECK(3, NULL, 0, 0);
+}
+
+/*
+ * Scenario 12: a page that is pinned for long is copied at fork, into a VMA
+ * that has no page of its own.
+ */
+static long op_pin(char *addr, long nr, long b, long c)
+{
+	struct pin_longterm_test args = {
+		.addr = (uintptr_t)addr,
+		.size = nr * page,
+		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
+	};
+
+	pin_fd = open(GUP_TEST_FILE, O_RDWR);
+	if (pin_fd < 0)
+		return -errno;
+	return ioctl(pin_fd, PIN_LONGTERM_TEST_START, &args) ? -errno : 0;
+}
+
+/* Do the pinned pages hold what this process sees? */
+static long op_check_pinned(char *addr, long nr, long b, long c)
+{
+	char *buf = malloc(nr * page);
+	__u64 to = (uintptr_t)buf;
+	long ret = -1;
+
+	if (buf && !ioctl(pin_fd, PIN_LONGTERM_TEST_READ, &to))
+		ret = !!memcmp(buf, addr, nr * page);
+	free(buf);
+	return ret;
+}
+
+static long op_unpin(char *addr, long b, long c, long d)
+{
+	int ret = ioctl(pin_fd, PIN_LONGTERM_TEST_STOP);
+
+	close(pin_fd);
+	return ret;
+}
+
+TEST_F_TIMEOUT(cow_context, pinned_at_fork, TEST_SECONDS)
+{
+	char *a = area(0);
+
+	if (access(GUP_TEST_FILE, R_OK | W_OK))
+		SKIP(return, "needs CONFIG_GUP_TEST and debugfs");
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, 4, 1);
+	OK(call(0, op_pin, a, 4, 0, 0));
+	OK(fork_member(0, 1));
+	APART(0, a, 1, a, 4);
+	CHECK(1, a, 4, 1);
+	OK(migrate_all(1, a, 4));
+	CHECK(1, a, 4, 1);
+	OK(page_out(1, a, 4));
+
+	/* The pin and its owner see the same, the child what there was. */
+	FILL(0, a, 4, 2);
+	OK(call(0, op_check_pinned, a, 4, 0, 0));
+	CHECK(1, a, 4, 1);
+	OK(fork_member(1, 2));
+	TOGETHER(1, a, 2, a, 4);
+	OK(migrate_all(2, a, 4));
+	TOGETHER(1, a, 2, a, 4);
+	OK(call(0, op_unpin, a, 0, 0, 0));
+	OK(migrate_all(0, a, 4));
+	CHECK(0, a, 4, 2);
+	CHECK(2, a, 4, 1);
+}
+
+/*
+ * Scenarios 13 to 15: families come and go, and unmap, while what they share
+ * is migrated, split, and reclaimed.
+ */
+FIXTURE(cow_context_family) {};
+
+FIXTURE_VARIANT(cow_context_family)
+{
+	op_fn live;
+	long how;
+	bool huge;
+	bool brk;
+};
+
+#define FORKS_EACH	2
+#define FORK_DEPTH	4
+
+/* A tree of processes all of which read everything. Returns what is wrong. */
+static int fork_tree(char *addr, long nr, int depth)
+{
+	int status, bad = 0, i;
+	pid_t pid;
+
+	for (i = 0; i < FORKS_EACH; i++) {
+		pid = fork();
+		if (pid < 0)
+			return 1;
+		if (pid)
+			continue;
+		bad = !!op_check(addr, nr, 1, 0);
+		if (depth > 1)
+			bad |= fork_tree(addr, nr, depth - 1);
+		_exit(bad | !!op_check(addr, nr, 1, 0));
+	}
+	while (wait(&status) > 0)
+		bad |= !!status;
+	return bad;
+}
+
+/* Scenario 13: four generations at a time. */
+static long op_fork_storm(char *addr, long nr, long how, long c)
+{
+	signal(SIGCHLD, SIG_DFL);
+	while (racing()) {
+		/* Large pages were split: make them anew. */
+		if (madvise(addr, nr * page, MADV_DONTNEED))
+			return -1;
+		op_fill(addr, nr, 1, 0);
+		if (fork_tree(addr, nr, FORK_DEPTH))
+			return -1;
+		shared->rounds++;
+	}
+	return shared->rounds;
+}
+
+/* Scenario 14: children exit early, late, and after their own children. */
+static long op_exit_storm(char *addr, long nr, long how, long c)
+{
+	int status, bad, i;
+	pid_t pid;
+
+	signal(SIGCHLD, SIG_DFL);
+	while (racing()) {
+		if (madvise(addr, nr * page, MADV_DONTNEED))
+			return -1;
+		op_fill(addr, nr, 1, 0);
+		for (i = 0; i < 8; i++) {
+			pid = fork();
+			if (pid < 0)
+				return -1;
+			if (pid)
+				continue;
+			usleep(i * 300);
+			if (i & 1 && fork() > 0)
+				_exit(0);
+			bad = op_check(addr + i * page, nr / 2, 1, i);
+			if (bad)
+				shared->bad++;
+			if (i & 2)
+				op_fill(addr, 4, 2, 0);
+			_exit(!!bad);
+		}
+		for (i = 0; i < 8; i++)
+			if (wait(&status) < 0 || status)
+				return -1;
+		shared->rounds++;
+	}
+	return shared->rounds;
+}
+
+enum { UNMAP, OVERMAP, SHRINK_BRK };
+
+/* Scenario 15: children unmap a range of many VMAs at once. */
+static long op_unmap_storm(char *addr, long nr, long how, long c)
+{
+	int status, i;
+	pid_t pid;
+
+	signal(SIGCHLD, SIG_DFL);
+	while (racing()) {
+		pid = fork();
+		if (pid < 0)
+			return -1;
+		if (pid) {
+			if (waitpid(pid, &status, 0) != pid || status)
+				return -1;
+			shared->rounds++;
+			continue;
+		}
+		if (op_check(addr, PAGES, 1, 0))
+			_exit(1);
+		for (i = 0; i < 2; i++) {
+			switch (how) {
+			case UNMAP:
+				if (op_unmap(addr, nr, 0, 0))
+					_exit(2);
+				break;
+			case OVERMAP:
+				if (op_map(addr, nr, 0, 0))
+					_exit(3);
+				break;
+			case SHRINK_BRK:
+				if (!i && brk(addr))
+					_exit(4);
+				break;
+			}
+			/* Own memory in its place, which nobody may touch. */
+			if (op_map(addr, 2 * PAGES, 0, 0))
+				_exit(5);
+			op_fill(addr, 2 * PAGES, 4, 0);
+			if (op_check(addr, 2 * PAGES, 4, 0))
+				_exit(6);
+		}
+		_exit(0);
+	}
+	return shared->rounds;
+}
+
+FIXTURE_VARIANT_ADD(cow_context_family, fork) { .live = op_fork_storm, };
+FIXTURE_VARIANT_ADD(cow_context_family, fork_huge)
+{
+	.live = op_fork_storm,
+	.huge = true,
+};
+
+FIXTURE_VARIANT_ADD(cow_context_family, exit) { .live = op_exit_storm, };
+FIXTURE_VARIANT_ADD(cow_context_family, exit_huge)
+{
+	.live = op_exit_storm,
+	.huge = true,
+};
+
+FIXTURE_VARIANT_ADD(cow_context_family, munmap)
+{
+	.live = op_unmap_storm,
+	.how = UNMAP,
+};
+
+FIXTURE_VARIANT_ADD(cow_context_family, map_fixed)
+{
+	.live = op_unmap_storm,
+	.how = OVERMAP,
+};
+
+FIXTURE_VARIANT_ADD(cow_context_family, brk)
+{
+	.live = op_unmap_storm,
+	.how = SHRINK_BRK,
+	.brk = true,
+};
+
+FIXTURE_SETUP(cow_context_family)
+{
+	setup_family(_metadata);
+}
+
+FIXTURE_TEARDOWN(cow_context_family)
+{
+	teardown_family();
+}
+
+/* Returns where the new pages are. */
+static long op_grow_brk(char *addr, long nr, long b, long c)
+{
+	uintptr_t top = (uintptr_t)sbrk(0);
+
+	if (sbrk((page - top % page) % page) == (void *)-1)
+		return -1;
+	return (long)sbrk(nr * page);
+}
+
+TEST_F_TIMEOUT(cow_context_family, race_migration, TEST_SECONDS)
+{
+	const bool many_vmas = variant->live == op_unmap_storm;
+	long pages = many_vmas ? 512 : 2 * PAGES;
+	long moved = 0, rounds, i;
+	static char *list[512];
+	char *a = area(0);
+
+	if (variant->huge && (!pmd_size || !thp_is_enabled()))
+		SKIP(return, "no huge pages");
+
+	if (variant->brk) {
+		a = (char *)call(0, op_grow_brk, NULL, pages, 0, 0);
+		ASSERT_NE(a, (char *)-1);
+	} else if (variant->huge) {
+		OK(call(0, op_map_huge, a, pmd_size / page, 0, 0));
+	} else {
+		OK(call(0, op_map, a, pages, 0, 0));
+	}
+	FILL(0, a, pages, 1);
+	if (many_vmas)
+		for (i = 8; i < pages; i += 16)
+			OK(call(0, op_protect, a + i * page, 8, PROT_READ, 0));
+
+	list_pages(list, a, pages);
+	start_race();
+	OK(tell(0, variant->live, a, pages, variant->how, 0));
+	while (racing()) {
+		static int status[512];
+
+		for (i = 0; i < 4 && nr_nodes > 1; i++) {
+			/* The tail of many VMAs is zapped last. */
+			long n = many_vmas && i & 2 ? 32 : pages;
+
+			moved += move_list(member[0].pid, list + pages - n, n,
+					   nodes[i & 1], status);
+		}
+		for (i = 0; i < 8 && racing(); i++)
+			mark_idle(0, a, pages);
+		if (variant->huge)
+			split(0, a, pages);
+		if (!many_vmas)
+			advise_pageout(0, a, pages);
+	}
+	rounds = answer(0);
+	ksft_print_msg("%ld rounds, %ld pages migrated\n", rounds, moved);
+	ASSERT_GT(rounds, 0);
+	ASSERT_EQ(shared->bad, 0);
+
+	CHECK(0, a, pages, 1);
+	OK(fork_member(0, 1));
+	OK(migrate_all(0, a, pages));
+	TOGETHER(0, a, 1, a, pages);
+	OK(page_out(0, a, PAGES));
+	CHECK(1, a, pages, 1);
+	CHECK(0, a, pages, 1);
+}
+
+/*
+ * Scenario 17: one large folio in many VMAs.
+ */
+TEST_F_TIMEOUT(cow_context, folio_over_several_vmas, TEST_SECONDS)
+{
+	char *a = area(0), *away = area(1), *piece;
+	long pages = pmd_size / page;
+	int nr;
+
+	if (!pmd_size || !thp_is_enabled())
+		SKIP(return, "no huge pages");
+
+	/*
+	 *  0      16     32              128    160                 |
+	 *  |------|------|---------------|......|-------------------|
+	 *  |  rw  |  r   |      rw       | away |        rw         |
+	 *  |------|------|---------------|......|-------------------|
+	 */
+	piece = a + 128 * page;
+	OK(call(0, op_map_huge, a, pages, 0, 0));
+	FILL(0, a, pages, 1);
+	ASSERT_TRUE(call(0, op_is_huge, a, 0, 0, 0));
+	OK(migrate_all(0, a, pages));
+	OK(call(0, op_protect, a + 16 * page, 16, PROT_READ, 0));
+	OK(migrate_all(0, a, pages));
+	MOVE(0, piece, 32, away, 0);
+	OK(fork_member(0, 1));
+	/* Half of the piece is back home in the child, half stays. */
+	MOVE(1, away, 16, piece, 0);
+	OK(call(1, op_unmap, a + 200 * page, 8, 0, 0));
+
+	OK(migrate_all(0, a, 128));
+	TOGETHER(0, a, 1, a, 128);
+	TOGETHER(0, away, 1, piece, 16);
+	TOGETHER(0, away + 16 * page, 1, away + 16 * page, 16);
+	OK(migrate_all(1, a + 160 * page, 40));
+	TOGETHER(0, a + 160 * page, 1, a + 160 * page, 40);
+
+	/* In single pages each has to be found. */
+	split(0, a, 128);
+	if (is_large(0, a) == 1)
+		ksft_print_msg("not split\n");
+	for (nr = 0; nr < 2; nr++) {
+		OK(migrate_all(nr, a, 128));
+		OK(migrate_all(nr, nr ? piece : away, 16));
+		OK(migrate_all(nr, away + 16 * page, 16));
+		OK(migrate_all(nr, a + 160 * page, 40));
+		TOGETHER(0, a, 1, a, 128);
+		TOGETHER(0, away, 1, piece, 16);
+		TOGETHER(0, away + 16 * page, 1, away + 16 * page, 16);
+		TOGETHER(0, a + 160 * page, 1, a + 160 * page, 40);
+	}
+	/* A page that is to be replaced, if the kernel knows how to. */
+	call(0, op_advise, away + page, 1, MADV_SOFT_OFFLINE, 0);
+	CHECK_FROM(0, away, 32, 1, 128);
+	CHECK_FROM(1, piece, 16, 1, 128);
+	CHECK_FROM(1, away + 16 * page, 16, 1, 144);
+
+	OK(page_out(0, a, 32));
+	OK(page_out(1, piece, 16));
+	OK(page_out(0, away, 32));
+	for (nr = 0; nr < 2; nr++) {
+		CHECK(nr, a, 128, 1);
+		CHECK_FROM(nr, a + 160 * page, 40, 1, 160);
+		CHECK_FROM(nr, a + 208 * page, pages - 208, 1, 208);
+	}
+	CHECK_FROM(0, away, 32, 1, 128);
+	CHECK_FROM(1, piece, 16, 1, 128);
+}
+
+/*
+ * Scenario 18: many VMAs with the same page offset in one process, and in its
+ * children at other places.
+ */
+TEST_F_TIMEOUT(cow_context, one_offset_many_places, TEST_SECONDS)
+{
+	const long n = 4, places = 64;
+	char *home = area(0), *away = area(1), *far = area(2);
+	long i, nr;
+
+	for (i = 0; i < places; i++) {
+		OK(call(0, op_map, home, n, 0, 0));
+		FILL(0, home, n, i);
+		MOVE(0, home, n, away + 2 * i * n * page, 0);
+	}
+	for (i = 0; i < places; i += 7) {
+		char *p = away + 2 * i * n * page;
+
+		OK(migrate_all(0, p, n));
+		CHECK(0, p, n, i);
+	}
+	OK(fork_member(0, 1));
+	OK(fork_member(1, 2));
+
+	/* The child moves some: elsewhere, in part, home, leaving a VMA behind. */
+	for (i = 0; i < places; i += 8) {
+		char *p = away + 2 * i * n * page, *q = far + 2 * i * n * page;
+
+		MOVE(1, p, n, q, 0);
+		MOVE(1, p + 2 * n * page, n / 2, q + 2 * n * page, 0);
+		MOVE(1, p + 4 * n * page, n, q + 4 * n * page, MREMAP_DONTUNMAP);
+		MOVE(1, p + 6 * n * page, n, q + 6 * n * page, 0);
+		MOVE(1, q + 6 * n * page, n, p + 6 * n * page, 0);
+	}
+	MOVE(1, away + 2 * 4 * n * page, n, home, 0);
+	MOVE(2, away + 2 * 5 * n * page, n, home, 0);
+
+	for (nr = 0; nr < 2; nr++) {
+		for (i = 0; i < places; i += 8) {
+			char *p = away + 2 * i * n * page;
+			char *q = far + 2 * i * n * page;
+
+			OK(migrate_all(nr, nr ? q : p, n));
+			TOGETHER(0, p, 1, q, n);
+			TOGETHER(0, p, 2, p, n);
+
+			p += 2 * n * page;
+			q += 2 * n * page;
+			OK(migrate_all(nr, nr ? q : p, n / 2));
+			TOGETHER(0, p, 1, q, n / 2);
+			OK(migrate_all(nr, p + n / 2 * page, n / 2));
+			TOGETHER(0, p + n / 2 * page, 1, p + n / 2 * page, n / 2);
+			TOGETHER(0, p, 2, p, n);
+
+			p += 2 * n * page;
+			q += 2 * n * page;
+			OK(migrate_all(nr, nr ? q : p, n));
+			TOGETHER(0, p, 1, q, n);
+			OK(count_pages(1, p, n, PM_PRESENT | PM_SWAP));
+
+			p += 2 * n * page;
+			OK(migrate_all(nr, p, n));
+			TOGETHER(0, p, 1, p, n);
+		}
+	}
+	OK(migrate_all(1, home, n));
+	TOGETHER(1, home, 0, away + 2 * 4 * n * page, n);
+	OK(migrate_all(2, home, n));
+	TOGETHER(2, home, 0, away + 2 * 5 * n * page, n);
+
+	for (i = 0; i < places; i++)
+		OK(page_out(0, away + 2 * i * n * page, n));
+	OK(exit_member(1));
+	for (i = 0; i < places; i++) {
+		CHECK(0, away + 2 * i * n * page, n, i);
+		if (i != 5)
+			CHECK(2, away + 2 * i * n * page, n, i);
+	}
+	CHECK(2, home, n, 5);
+}
+
+/*
+ * Scenario 19: copies of private file pages, whose page offsets say nothing
+ * about the address, beside anonymous memory with the same offset.
+ */
+TEST_F_TIMEOUT(cow_context, private_file, TEST_SECONDS)
+{
+	char *a = area(0), *b = area(1), *c = area(2), *d, *p;
+	int fd, i, nr;
+
+	fd = memfd_create("cow_context", 0);
+	ASSERT_GE(fd, 0);
+	OK(ftruncate(fd, 2 * PAGES * page));
+	p = mmap(NULL, 2 * PAGES * page, RW, MAP_SHARED, fd, 0);
+	ASSERT_NE(p, MAP_FAILED);
+	op_fill(p, 2 * PAGES, 9, 0);
+	OK(exit_member(0));
+	OK(first_member());
+
+	/* Twice the same file, and right behind anonymous memory. */
+	d = a + PAGES * page;
+	OK(call(0, op_map_file, a, PAGES, fd, 0));
+	OK(call(0, op_map_file, b, PAGES, fd, 0));
+	OK(call(0, op_map, d, PAGES, 0, 0));
+	FILL(0, d, PAGES, 3);
+	for (i = 0; i < PAGES; i += 2) {
+		OK(call(0, op_fill, a + i * page, 1, 1, i));
+		OK(call(0, op_fill, b + (i + 1) * page, 1, 2, i + 1));
+	}
+	OK(migrate(0, a, PAGES));
+	OK(migrate(0, b, PAGES));
+	MOVE(0, a + 4 * page, 4, c, 0);
+	OK(fork_member(0, 1));
+	MOVE(1, b, PAGES, c + PAGES * page, 0);
+	MOVE(1, c, 2, a + 4 * page, 0);
+	OK(call(1, op_map, b, PAGES, 0, 0));
+	FILL(1, b, PAGES, 4);
+
+	for (nr = 0; nr < 2; nr++) {
+		OK(migrate(nr, a, 4));
+		OK(migrate(nr, nr ? a + 4 * page : c, 2));
+		OK(migrate(nr, c + 2 * page, 2));
+		OK(migrate(nr, nr ? c + PAGES * page : b, PAGES));
+		OK(migrate_all(nr, d, PAGES));
+		TOGETHER(0, a, 1, a, 4);
+		TOGETHER(0, c, 1, a + 4 * page, 2);
+		TOGETHER(0, c + 2 * page, 1, c + 2 * page, 2);
+		TOGETHER(0, b, 1, c + PAGES * page, PAGES);
+		TOGETHER(0, d, 1, d, PAGES);
+		APART(0, b, 1, b, PAGES);
+	}
+	for (i = 0; i < 4; i += 2)
+		OK(page_out(0, a + i * page, 1));
+	OK(page_out(0, b + page, 1));
+	OK(page_out(0, d, PAGES));
+	for (nr = 0; nr < 2; nr++) {
+		char *at_b = nr ? c + PAGES * page : b;
+
+		for (i = 0; i < PAGES; i++) {
+			char *at_a = i < 4 || i >= 8 ? a + i * page :
+				     nr && i < 6 ? a + i * page : c + (i - 4) * page;
+
+			CHECK_FROM(nr, at_a, 1, i & 1 ? 9 : 1, i);
+			CHECK_FROM(nr, at_b + i * page, 1, i & 1 ? 2 : 9, i);
+		}
+		CHECK(nr, d, PAGES, 3);
+	}
+	CHECK(1, b, PAGES, 4);
+	close(fd);
+}
+
+/*
+ * Scenario 20: a large folio that the child has for itself once its parent has
+ * gone; it was not copied, so its owner may still be the dead one.
+ */
+FIXTURE(cow_context_large)
+{
+	char path[128], enabled[128];
+};
+
+FIXTURE_VARIANT(cow_context_large)
+{
+	long size;	/* 0: of a PMD */
+};
+
+FIXTURE_VARIANT_ADD(cow_context_large, pmd) { .size = 0, };
+FIXTURE_VARIANT_ADD(cow_context_large, mthp) { .size = 64 * 1024, };
+
+FIXTURE_SETUP(cow_context_large)
+{
+	setup_family(_metadata);
+	snprintf(self->path, sizeof(self->path), THP_DIR "hugepages-%ldkB/enabled",
+		 variant->size / 1024);
+	if (!variant->size || read_text(self->path, self->enabled,
+					sizeof(self->enabled)))
+		self->path[0] = '\0';
+	else
+		write_text(self->path, "madvise");
+}
+
+FIXTURE_TEARDOWN(cow_context_large)
+{
+	char *end, *start = strchr(self->enabled, '[');
+
+	teardown_family();
+	if (self->path[0] && start) {
+		end = strchr(start, ']');
+		if (end)
+			*end = '\0';
+		write_text(self->path, start + 1);
+	}
+}
+
+TEST_F_TIMEOUT(cow_context_large, reused_by_child, TEST_SECONDS)
+{
+	size_t size = variant->size ? (size_t)variant->size : pmd_size;
+	long pages = size / page, copied;
+	uint64_t before, after;
+	char *a = area(0);
+
+	if (!pmd_size || !thp_is_enabled() || (variant->size && !self->path[0]))
+		SKIP(return, "no huge pages of this size");
+
+	OK(call(0, op_map_huge, a, pages, 0, 0));
+	FILL(0, a, pages, 1);
+	if (!is_large(0, a))
+		SKIP(return, "no large folio allocated");
+	OK(fork_member(0, 1));
+	OK(migrate_all(1, a, pages));
+	TOGETHER(0, a, 1, a, pages);
+	OK(exit_member(0));
+
+	OK(read_pagemap(1, a, 1, &before));
+	FILL(1, a, pages, 2);
+	OK(read_pagemap(1, a, 1, &after));
+	copied = PAGEMAP_PFN(before) != PAGEMAP_PFN(after);
+	ksft_print_msg("%s\n", copied ? "copied" : "reused");
+
+	OK(migrate_all(1, a, pages));
+	CHECK(1, a, pages, 2);
+	OK(fork_member(1, 2));
+	OK(migrate_all(2, a, pages));
+	TOGETHER(1, a, 2, a, pages);
+	split(1, a, pages);
+	OK(migrate_all(1, a, pages));
+	TOGETHER(1, a, 2, a, pages);
+	OK(call(2, op_fill, a, 4, 3, 0));
+	OK(migrate_all(1, a, pages));
+	OK(exit_member(1));
+	OK(page_out(2, a, pages));
+	CHECK(2, a, 4, 3);
+	CHECK_FROM(2, a + 4 * page, pages - 4, 2, 4);
+	OK(migrate_all(2, a, pages));
+}
+
+/*
+ * Scenario 21: a VMA that was moved is wiped on fork. What the child faults
+ * there is its own.
+ */
+TEST_F_TIMEOUT(cow_context, wipe_on_fork, TEST_SECONDS)
+{
+	char *a = area(0), *b = area(1), *c = area(2);
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	MOVE(0, a, PAGES, b, 0);
+	OK(call(0, op_advise, b, PAGES, MADV_WIPEONFORK, 0));
+	OK(fork_member(0, 1));
+	OK(call(1, op_check_zero, b, PAGES, 0, 0));
+	OK(call(1, op_map, a, PAGES, 0, 0));
+	FILL(1, a, PAGES, 3);
+	FILL(1, b, PAGES, 2);
+	OK(call(1, op_protect, b + 4 * page, 4, PROT_READ, 0));
+	MOVE(1, b + 8 * page, 4, c, 0);
+	OK(call(1, op_advise, b, 8, MADV_KEEPONFORK, 0));
+	OK(fork_member(1, 2));
+	OK(call(2, op_check_zero, c, 4, 0, 0));
+
+	OK(migrate_all(1, b, 8));
+	OK(migrate_all(1, c, 4));
+	OK(migrate_all(1, a, PAGES));
+	OK(migrate_all(0, b, PAGES));
+	APART(0, b, 1, b, PAGES);
+	TOGETHER(1, b, 2, b, 8);
+	OK(migrate_all(2, b, 8));
+	TOGETHER(1, b, 2, b, 8);
+	OK(page_out(1, b, 8));
+	OK(page_out(0, b, PAGES));
+	CHECK(0, b, PAGES, 1);
+	CHECK(1, b, 8, 2);
+	CHECK_FROM(1, c, 4, 2, 8);
+	CHECK(1, a, PAGES, 3);
+	CHECK(2, b, 8, 2);
+	CHECK(2, a, PAGES, 3);
+}
+
+/*
+ * Scenario 22: private hugetlb memory, and ordinary memory at the address it
+ * has elsewhere in the family.
+ */
+FIXTURE(cow_context_hugetlb)
+{
+	unsigned long nr_before;
+	bool set;
+};
+
+FIXTURE_SETUP(cow_context_hugetlb)
+{
+	setup_family(_metadata);
+	if (hugetlb_available()) {
+		self->nr_before = hugetlb_nr_default_pages();
+		hugetlb_set_nr_default_pages(self->nr_before + 24);
+		self->set = true;
+	}
+}
+
+FIXTURE_TEARDOWN(cow_context_hugetlb)
+{
+	teardown_family();
+	if (self->set)
+		hugetlb_set_nr_default_pages(self->nr_before);
+}
+
+TEST_F_TIMEOUT(cow_context_hugetlb, private, TEST_SECONDS)
+{
+	size_t size = default_huge_page_size();
+	char *a = area(0), *b = area(1);
+	long one = size / page, n = 2 * one;
+	pid_t *pid = &member[0].pid;
+	int nr;
+
+	if (!size || n > MAX_PAGES || 2 * size > area_size)
+		SKIP(return, "no huge pages, or too large ones");
+	if (hugetlb_free_default_pages() < 20)
+		SKIP(return, "20 huge pages cannot be had");
+
+	OK(call(0, op_map_hugetlb, a, n, 0, 0));
+	FILL(0, a, n, 1);
+	OK(__migrate(*pid, a, 2, size));
+	OK(fork_member(0, 1));
+	TOGETHER(0, a, 1, a, n);
+	OK(__migrate(member[1].pid, a, 2, size));
+	TOGETHER(0, a, 1, a, n);
+
+	/* Moved in the child, which has ordinary memory in the old place. */
+	MOVE(1, a, n, b, 0);
+	OK(call(1, op_map, a, PAGES, 0, 0));
+	FILL(1, a, PAGES, 2);
+	for (nr = 0; nr < 2; nr++) {
+		OK(__migrate(member[nr].pid, nr ? b : a, 2, size));
+		TOGETHER(0, a, 1, b, n);
+		CHECK(0, a, n, 1);
+		CHECK(1, b, n, 1);
+	}
+	OK(migrate_all(1, a, PAGES));
+	APART(0, a, 1, a, PAGES);
+	CHECK(1, a, PAGES, 2);
+
+	/* And the reverse: huge pages where its child has ordinary ones. */
+	OK(fork_member(1, 2));
+	OK(call(2, op_unmap, a, PAGES, 0, 0));
+	OK(call(2, op_map_hugetlb, a, one, 0, 0));
+	FILL(2, a, one, 3);
+	OK(migrate_all(1, a, PAGES));
+	OK(__migrate(member[2].pid, a, 1, size));
+	OK(__migrate(member[2].pid, b, 2, size));
+	TOGETHER(0, a, 2, b, n);
+	TOGETHER(0, a, 1, b, n);
+	OK(page_out(1, a, PAGES));
+
+	/* A write copies, for the writer. */
+	OK(call(1, op_fill, b, one, 4, 0));
+	OK(__migrate(member[1].pid, b, 2, size));
+	call(0, op_advise, a + size, 1, MADV_SOFT_OFFLINE, 0);
+	CHECK(0, a, n, 1);
+	CHECK(1, a, PAGES, 2);
+	CHECK(1, b, one, 4);
+	CHECK_FROM(1, b + size, one, 1, one);
+	CHECK(2, a, one, 3);
+	CHECK(2, b, n, 1);
+}
+
+/*
+ * Scenario 23: the child unmaps what it shares and maps its own memory there.
+ * That does not belong to the parent's pages, nor they to it.
+ */
+TEST_F_TIMEOUT(cow_context, unmap_and_map_again, TEST_SECONDS)
+{
+	uint64_t before[PAGES], after[PAGES];
+	char *a = area(0);
+	int other, nr;
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	OK(fork_member(0, 1));
+	OK(fork_member(1, 2));
+	OK(call(1, op_unmap, a, PAGES, 0, 0));
+	OK(call(1, op_map, a, PAGES, 0, 0));
+	FILL(1, a, PAGES, 2);
+	APART(0, a, 1, a, PAGES);
+	TOGETHER(0, a, 2, a, PAGES);
+
+	for (nr = 0; nr < 3; nr++) {
+		other = nr == 1 ? 0 : 1;
+		OK(read_pagemap(other, a, PAGES, before));
+		OK(migrate_all(nr, a, PAGES));
+		OK(read_pagemap(other, a, PAGES, after));
+		OK(memcmp(before, after, sizeof(before)));
+		TOGETHER(0, a, 2, a, PAGES);
+	}
+	OK(read_pagemap(1, a, PAGES, before));
+	OK(fork_member(1, 3));
+	OK(migrate_all(0, a, PAGES));
+	TOGETHER(1, a, 3, a, PAGES);
+	OK(migrate_all(3, a, PAGES));
+	TOGETHER(1, a, 3, a, PAGES);
+	OK(exit_member(0));
+	OK(page_out(2, a, PAGES));
+	CHECK(2, a, PAGES, 1);
+	OK(migrate_all(2, a, PAGES));
+	CHECK(1, a, PAGES, 2);
+	CHECK(3, a, PAGES, 2);
+}
+
+/*
+ * Scenario 24: A forks B forks C. A page of A that nobody copied, one that B
+ * copied before it forked C; C moves both.
+ */
+TEST_F_TIMEOUT(cow_context, three_generations, TEST_SECONDS)
+{
+	char *x = area(0), *y = area(1);
+	int nr;
+
+	OK(call(0, op_map, x, 2, 0, 0));
+	FILL(0, x, 2, 1);
+	OK(fork_member(0, 1));
+	OK(call(1, op_fill, x + page, 1, 2, 1));
+	OK(fork_member(1, 2));
+	MOVE(2, x, 2, y, 0);
+
+	for (nr = 0; nr < 3; nr++) {
+		char *at = nr == 2 ? y : x;
+		uint64_t own, now;
+
+		OK(read_pagemap(0, x + page, 1, &own));
+		OK(migrate_all(nr, at, 1));
+		TOGETHER(0, x, 1, x, 1);
+		TOGETHER(0, x, 2, y, 1);
+		OK(migrate_all(nr, at + page, 1));
+		TOGETHER(1, x + page, 2, y + page, 1);
+		APART(0, x + page, 1, x + page, 1);
+		OK(read_pagemap(0, x + page, 1, &now));
+		if (nr)
+			ASSERT_EQ(own, now);
+	}
+	OK(page_out(2, y, 2));
+	TOGETHER(0, x, 2, y, 1);
+	TOGETHER(1, x + page, 2, y + page, 1);
+	CHECK(2, y, 1, 1);
+	CHECK_FROM(2, y + page, 1, 2, 1);
+	CHECK(1, x, 1, 1);
+	CHECK_FROM(1, x + page, 1, 2, 1);
+	CHECK(0, x, 2, 1);
+
+	/* The middle dies: its page now belongs to C alone. */
+	OK(exit_member(1));
+	OK(migrate_all(2, y, 2));
+	TOGETHER(0, x, 2, y, 1);
+	OK(call(2, op_fill, y + page, 1, 5, 1));
+	OK(migrate_all(2, y, 2));
+	OK(exit_member(0));
+	OK(page_out(2, y, 2));
+	CHECK(2, y, 1, 1);
+	CHECK_FROM(2, y + page, 1, 5, 1);
+}
+
+/*
+ * Scenario 32: mapped before fork, faulted afterwards, by each for itself; the
+ * last generation swaps in first.
+ */
+TEST_F_TIMEOUT(cow_context, unfaulted_at_fork, TEST_SECONDS)
+{
+	char *a = area(0), *b = area(1);
+	int nr;
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	OK(fork_member(0, 1));
+	FILL(0, a, PAGES, 1);
+	FILL(1, a, PAGES, 2);
+	OK(fork_member(0, 2));
+	OK(fork_member(1, 3));
+	OK(fork_member(3, 4));
+	APART(0, a, 1, a, PAGES);
+	OK(migrate_all(4, a, PAGES));
+	OK(migrate_all(2, a, PAGES));
+	TOGETHER(1, a, 4, a, PAGES);
+	TOGETHER(0, a, 2, a, PAGES);
+
+	OK(page_out(0, a, PAGES));
+	OK(page_out(1, a, PAGES));
+	CHECK(4, a, PAGES, 2);
+	MOVE(4, a, PAGES, b, 0);
+	OK(migrate_all(4, b, PAGES));
+	CHECK(2, a, PAGES, 1);
+	for (nr = 0; nr < 4; nr++)
+		CHECK(nr, a, PAGES, nr & 1 ? 2 : 1);
+	TOGETHER(3, a, 4, b, PAGES);
+	OK(exit_member(3));
+	OK(migrate_all(1, a, PAGES));
+	TOGETHER(1, a, 4, b, PAGES);
+	OK(exit_member(1));
+	OK(migrate_all(4, b, PAGES));
+	OK(page_out(4, b, PAGES));
+	CHECK(4, b, PAGES, 2);
+	CHECK(0, a, PAGES, 1);
+	CHECK(2, a, PAGES, 1);
+	OK(migrate_all(0, a, PAGES));
+	TOGETHER(0, a, 2, a, PAGES);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc > 3 && !strcmp(argv[1], EXEC_CHILD))
+		return executed(argc, argv);
+	return test_harness_run(argc, argv);
+}
