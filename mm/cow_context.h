@@ -148,6 +148,7 @@ enum cow_context_stat {
 	COW_STAT_BENIGN,		/* neither mapped nor visited */
 	COW_STAT_EXTRA,			/* visited here, not by anon_vma */
 	COW_STAT_EXTRA_OVERLAP,		/* of them: remaps overlap in an mm */
+	COW_STAT_EXTRA_KSM,		/* of them: in walks of KSM folios */
 	COW_STAT_UNFINDABLE,		/* DEBUG_VM: a PTE no walk would find */
 	NR_COW_STATS
 };

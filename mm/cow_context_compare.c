@@ -425,8 +425,13 @@ static bool compare_visits(struct compare *cmp)
 		const unsigned long nr = walk->nr_vmas - cmp->nr_visits;
 
 		cow_context_count(COW_STAT_EXTRA, nr);
-		cow_context_count(COW_STAT_EXTRA_OVERLAP,
-				  min(nr, walk->nr_overlap));
+		if (walk->ksm)
+			cow_context_count(COW_STAT_EXTRA_KSM, nr);
+		else
+			cow_context_count(COW_STAT_EXTRA_OVERLAP,
+					  min(nr, walk->nr_overlap));
+		trace_cow_context_extra(cmp->site, folio_pfn(cmp->mapped),
+					walk->first, nr);
 	}
 	return walk->nr_vmas < cmp->nr_visits && !walk->try_lock;
 }

@@ -39,6 +39,7 @@ static const char * const stat_names[NR_COW_STATS] = {
 	[COW_STAT_BENIGN]		= "benign",
 	[COW_STAT_EXTRA]		= "extra",
 	[COW_STAT_EXTRA_OVERLAP]	= "extra_overlap",
+	[COW_STAT_EXTRA_KSM]		= "extra_ksm",
 	[COW_STAT_UNFINDABLE]		= "unfindable",
 };
 

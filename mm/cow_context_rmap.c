@@ -62,16 +62,19 @@ struct cow_vma_iter {
 	bool unmapping;
 };
 
-#define COW_VMA_ITER(name, walk_, ctx_)					\
-	struct cow_vma_iter name = {					\
-		.walk = (walk_),					\
-		.ctx = (ctx_),						\
-		.remaps = {						\
-			.first = (walk_)->first,			\
-			.last = (walk_)->last,				\
-			.remap = { .last = ULONG_MAX },			\
-		},							\
-	}
+static struct cow_vma_iter cow_vma_iter(const struct cow_context_walk *walk,
+					struct cow_context *ctx)
+{
+	return (struct cow_vma_iter) {
+		.walk = walk,
+		.ctx = ctx,
+		.remaps = {
+			.first = walk->first,
+			.last = walk->last,
+			.remap = { .last = ULONG_MAX },
+		},
+	};
+}
 
 /* Set @it to the addresses of the place in @it->remaps.remap. */
 static void set_place(struct cow_vma_iter *it)
@@ -278,9 +281,9 @@ next:
 static bool walk_mm(struct cow_context *ctx, void *arg)
 {
 	struct cow_context_walk *walk = arg;
+	struct cow_vma_iter it = cow_vma_iter(walk, ctx);
 	const unsigned long nr_before = walk->nr_vmas;
 	struct vm_area_struct *vma;
-	COW_VMA_ITER(it, walk, ctx);
 
 	while ((vma = cow_context_next_vma(&it))) {
 		cond_resched();
@@ -323,8 +326,8 @@ bool cow_context_would_visit(const struct cow_context_walk *walk,
 			     struct cow_context *ctx,
 			     const struct vm_area_struct *vma)
 {
+	struct cow_vma_iter it = cow_vma_iter(walk, ctx);
 	const struct vm_area_struct *found;
-	COW_VMA_ITER(it, walk, ctx);
 
 	if (!ctx->mm)
 		return false;

@@ -3,15 +3,15 @@
  * KUnit tests for CoW contexts: life cycle, fork tree, remaps, tree walk.
  *
  * The contexts are real, the mms mostly are not: a struct test_mm has what
- * contexts use of an mm (the lock and the pointer to the context) and costs no
- * page table. Each test leaves its family in test->priv; the suite's exit ends
+ * contexts use of an mm (mmap_lock, mm_mt, the pointer to the context) and
+ * costs no page table. Each test leaves its family in test->priv; the suite's exit ends
  * every mm in it and then looks whether a context is left.
  *
  * Which deliberate break which test catches (each was tried):
  *
  *	mm/cow_context.c
  *	  fork: no reference to the parent		fork_links_child
- *	  fork: child linked before the leave marker	fork_links_child
+ *	  fork: child linked behind its siblings	fork_links_child
  *	  fork: parent is @from though it shares	owners_max
  *	  fork: no limit of owners			owners_max, bounds
  *	  fork: remaps not inherited			remap_cases
@@ -20,6 +20,8 @@
  *	  mm_free: no put				mm_life_cycle
  *	  put: the parent's reference stays		dead_stay_linked, bounds
  *	  put: leave marker not unlinked		dead_stay_linked
+ *	  hide: origins stay				walk_vmas
+ *	  hide: the munmap in flight stays		walk_vmas
  *	mm/cow_context_rmap.c
  *	  walk: dead contexts are visited		random_tree
  *	  walk: next pointer read before the visit	races
@@ -27,6 +29,13 @@
  *	  walk: no pin while it waits for the lock	walk_waits
  *	  walk: try_lock ignored			walk_stops
  *	  walk: ends at the first leave marker		random_tree
+ *	  VMA: of another mm				walk_vmas
+ *	  VMA: origin deeper than the owner		walk_vmas
+ *	  VMA: found from each record that it touches	walk_vmas
+ *	  VMA: found in the tree and inline		walk_vmas
+ *	  VMA: delta, hugetlb, KSM's index not compared	walk_vmas
+ *	  VMA: only the first one of a place		walk_vmas
+ *	  VMA: munmap in flight not searched		walk_vmas
  *	mm/cow_context_remap.c
  *	  add: inline record grows over a gap		remap_cases, model
  *	  add: inline record does not grow		remap_cases, model
@@ -41,6 +50,7 @@
  *	  free: sets not put				remap_sets, model
  *	  next_remap: goes on with the next range	remap_cases, model
  *	  next_remap: FRESH not set at a new range	remap_cases, model
+ *	  has_remap: the tree is not asked		remap_cases, model
  */
 
 #include <kunit/test.h>
@@ -117,6 +127,8 @@ static struct test_mm *new_mm(struct family *family)
 	spin_lock_init(&tm->ptl);
 	init_rwsem(&tm->mm.mmap_lock);
 	mm_lock_seqcount_init(&tm->mm);
+	mt_init_flags(&tm->mm.mm_mt, MM_MT_FLAGS);
+	mt_set_external_lock(&tm->mm.mm_mt, &tm->mm.mmap_lock);
 	if (cow_context_mm_alloc(&tm->mm)) {
 		kfree(tm);
 		return NULL;
@@ -958,49 +970,13 @@ static bool visit(struct cow_context *ctx, void *arg)
 	return visits->nr < visits->max;
 }
 
-static void walk_stops(struct kunit *test)
-{
-	struct visits visits = { .max = 2 };
-	struct test_mm *a, *b, *c;
-
-	a = must_fork(test, NULL);
-	c = must_fork(test, a);
-	b = must_fork(test, a);
-
-	/* @fn ends it: that is not contention. */
-	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, visit,
-						      &visits));
-	KUNIT_EXPECT_EQ(test, visits.nr, 2);
-	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[0], ctx_of(a));
-	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[1], ctx_of(b));
-
-	/* A contended lock ends it with try_lock, a reader's does not. */
-	mmap_write_lock(&b->mm);
-	cow_context_lock(&b->mm);
-	visits = (struct visits){ .max = 8 };
-	KUNIT_EXPECT_FALSE(test, cow_context_walk_tree(ctx_of(a), true, visit,
-						       &visits));
-	KUNIT_EXPECT_EQ(test, visits.nr, 1);
-	visits = (struct visits){ .max = 8 };
-	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(c), true, visit,
-						      &visits));
-	KUNIT_EXPECT_EQ(test, visits.nr, 1);
-	cow_context_unlock(&b->mm);
-	mmap_write_unlock(&b->mm);
-
-	visits = (struct visits){ .max = 8 };
-	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, visit,
-						      &visits));
-	KUNIT_EXPECT_EQ(test, visits.nr, 3);
-	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[2], ctx_of(c));
-}
-
 /**
  * struct job - something that another thread does once
  * @run: What.
  * @test: The test it belongs to.
  * @tm: The mm it is about.
- * @visits: For a walk.
+ * @try_lock: For a walk.
+ * @visits: Likewise.
  * @result: What the walk returned.
  * @done: It is done.
  */
@@ -1008,6 +984,7 @@ struct job {
 	void (*run)(struct job *job);
 	struct kunit *test;
 	struct test_mm *tm;
+	bool try_lock;
 	struct visits visits;
 	bool result;
 	struct completion done;
@@ -1043,7 +1020,7 @@ static void job_walk(struct job *job)
 {
 	struct family *family = job->test->priv;
 
-	job->result = cow_context_walk_tree(family->root, false, visit,
+	job->result = cow_context_walk_tree(family->root, job->try_lock, visit,
 					    &job->visits);
 }
 
@@ -1064,6 +1041,55 @@ static bool wait_for_waiter(struct rw_semaphore *rwsem)
 	for (i = 0; i < 500 && !rwsem_is_contended(rwsem); i++)
 		msleep(20);
 	return rwsem_is_contended(rwsem);
+}
+
+static void walk_stops(struct kunit *test)
+{
+	struct visits visits = { .max = 2 };
+	struct test_mm *a, *b, *c;
+	struct task_struct *task;
+	struct job *job;
+	bool ended;
+
+	a = must_fork(test, NULL);
+	c = must_fork(test, a);
+	b = must_fork(test, a);
+
+	/* @fn ends it: that is not contention. */
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, visit,
+						      &visits));
+	KUNIT_EXPECT_EQ(test, visits.nr, 2);
+	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[0], ctx_of(a));
+	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[1], ctx_of(b));
+
+	/* A contended lock ends it with try_lock, a reader's does not. */
+	job = kunit_kzalloc(test, sizeof(*job), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, job);
+	job->run = job_walk;
+	job->try_lock = true;
+	job->visits.max = 8;
+	task = create_job(test, job);
+	mmap_write_lock(&b->mm);
+	cow_context_lock(&b->mm);
+	wake_up_process(task);
+	ended = wait_for_completion_timeout(&job->done, 10 * HZ);
+	visits = (struct visits){ .max = 8 };
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(c), true, visit,
+						      &visits));
+	KUNIT_EXPECT_EQ(test, visits.nr, 1);
+	cow_context_unlock(&b->mm);
+	mmap_write_unlock(&b->mm);
+	if (!ended)
+		wait_for_completion(&job->done);
+	KUNIT_EXPECT_TRUE(test, ended);
+	KUNIT_EXPECT_FALSE(test, job->result);
+	KUNIT_EXPECT_EQ(test, job->visits.nr, 1);
+
+	visits = (struct visits){ .max = 8 };
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, visit,
+						      &visits));
+	KUNIT_EXPECT_EQ(test, visits.nr, 3);
+	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[2], ctx_of(c));
 }
 
 /*
@@ -1851,6 +1877,327 @@ static void remap_model(struct kunit *test)
 }
 
 /* -------------------------------------------------------------------------
+ * VMAs that a walk visits, against all VMAs that the mm has.
+ */
+
+#define NR_VMAS		24
+#define VMA_PAGES	128
+#define FIRST_PAGE	0x10000UL
+
+/**
+ * struct vma_model - an mm with VMAs, forked from two without
+ * @test: The test.
+ * @rnd: Where it is.
+ * @tm: The mms, each forked from the one before; the last has VMAs.
+ * @vma: They, in address order.
+ * @visits: How often each was visited.
+ * @nr: How many there are.
+ * @first: The first one of the munmap in flight.
+ * @last: The last one, exclusive.
+ * @detached: The side tree of the munmap.
+ * @strange: Visits of something else.
+ */
+struct vma_model {
+	struct kunit *test;
+	struct rnd_state rnd;
+	struct test_mm *tm[3];
+	struct vm_area_struct *vma[NR_VMAS];
+	unsigned int visits[NR_VMAS];
+	unsigned int nr;
+	unsigned int first;
+	unsigned int last;
+	struct maple_tree detached;
+	unsigned int strange;
+};
+
+/* The walk as @visit gets it. */
+struct vma_walk {
+	struct cow_context_walk walk;
+	struct vma_model *model;
+};
+
+static bool visit_vma(struct cow_context_walk *walk, struct vm_area_struct *vma)
+{
+	struct vma_model *model;
+	unsigned int i;
+
+	model = container_of(walk, struct vma_walk, walk)->model;
+	for (i = 0; i < model->nr && model->vma[i] != vma; i++)
+		;
+	if (i < model->nr)
+		model->visits[i]++;
+	else
+		model->strange++;
+	return true;
+}
+
+static struct mm_struct *model_mm(struct vma_model *model)
+{
+	return &model->tm[2]->mm;
+}
+
+/* A VMA at random, faulted or not; moved ones have their record. */
+static void add_vma(struct vma_model *model, unsigned long page,
+		    unsigned long nr_pages)
+{
+	static const long deltas[] = { 0, 0, 0, 1, -7, -64, 64 };
+	struct rnd_state *rnd = &model->rnd;
+	struct kunit *test = model->test;
+	struct vm_area_struct *vma;
+	vm_flags_t flags = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE;
+	struct mm_struct *mm = model_mm(model);
+	pgoff_t first = page;
+	long delta;
+	int err = 0;
+
+	/* A half-forked child's mm_mt holds its parent's VMAs. */
+	if (!below(rnd, 12))
+		mm = &model->tm[1]->mm;
+	if (IS_ENABLED(CONFIG_HUGETLB_PAGE) && !below(rnd, 4))
+		flags |= VM_HUGETLB;
+
+	vma = vm_area_alloc(mm);
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	vma_set_anonymous(vma);
+	vm_flags_init(vma, flags);
+	vma->vm_start = page << PAGE_SHIFT;
+	vma->vm_end = (page + nr_pages) << PAGE_SHIFT;
+	if (below(rnd, 6)) {
+		delta = deltas[below(rnd, ARRAY_SIZE(deltas))];
+		first = page - delta;
+		vma->origin = ctx_of(model->tm[below(rnd, 3)]);
+		if (delta)
+			err = cow_context_add_remap(ctx_of(model->tm[2]), first,
+						    first + nr_pages - 1,
+						    delta);
+	}
+	KUNIT_EXPECT_EQ(test, err, 0);
+	vma->vm_pgoff = first;
+	vma_set_anon_pgoff(vma, first);
+	model->vma[model->nr++] = vma;
+}
+
+static void store_vma(struct vma_model *model, struct maple_tree *tree,
+		      unsigned long first, unsigned long last, void *entry)
+{
+	MA_STATE(mas, tree, first, last);
+
+	KUNIT_ASSERT_EQ(model->test, 0,
+			mas_store_gfp(&mas, entry, GFP_KERNEL));
+}
+
+static void setup_vmas(struct vma_model *model)
+{
+	struct rnd_state *rnd = &model->rnd;
+	struct mm_struct *mm = model_mm(model);
+	unsigned long page = below(rnd, 4);
+	unsigned int i;
+
+	model->nr = 0;
+	while (page < VMA_PAGES && model->nr < NR_VMAS) {
+		const unsigned long nr_pages = 1 + below(rnd, 10);
+
+		add_vma(model, FIRST_PAGE + page, nr_pages);
+		page += nr_pages + (below(rnd, 2) ? 0 : below(rnd, 6));
+	}
+	/* Stale and too wide records do no harm. */
+	KUNIT_ASSERT_EQ(model->test, 0,
+			cow_context_add_remap(mm->cow_context,
+					      FIRST_PAGE + below(rnd, 64),
+					      FIRST_PAGE + 64 + below(rnd, 64),
+					      below(rnd, 2) ? -7 : 9));
+
+	mmap_write_lock(mm);
+	for (i = 0; i < model->nr; i++)
+		store_vma(model, &mm->mm_mt, model->vma[i]->vm_start,
+			  model->vma[i]->vm_end - 1, model->vma[i]);
+	mmap_write_unlock(mm);
+}
+
+/* Some neighbours leave mm_mt for the side tree of a munmap. */
+static void begin_unmap(struct vma_model *model)
+{
+	struct mm_struct *mm = model_mm(model);
+	unsigned int i;
+
+	model->first = below(&model->rnd, model->nr);
+	model->last = model->first + 1 +
+		below(&model->rnd, model->nr - model->first);
+	mt_init_flags(&model->detached, MT_FLAGS_LOCK_EXTERN);
+	mt_on_stack(model->detached);
+
+	mmap_write_lock(mm);
+	for (i = model->first; i < model->last; i++)
+		store_vma(model, &model->detached, i - model->first,
+			  i - model->first, model->vma[i]);
+	for (i = model->first; i < model->last; i++)
+		store_vma(model, &mm->mm_mt, model->vma[i]->vm_start,
+			  model->vma[i]->vm_end - 1, NULL);
+	cow_context_lock(mm);
+	cow_context_begin_unmap(mm, &model->detached,
+				model->last - model->first);
+	cow_context_unlock(mm);
+	mmap_write_unlock(mm);
+}
+
+/* Their PTEs are zapped. Without begin_unmap() they are still in mm_mt. */
+static void hide_vmas(struct vma_model *model)
+{
+	MA_STATE(mas, &model_mm(model)->mm_mt, 0, 0);
+	struct vm_area_struct *vma = model->vma[model->first];
+	struct mm_struct *mm = model_mm(model);
+	struct unmap_desc unmap = {
+		.mas = &mas,
+		.first = vma,
+		.tree_reset = vma->vm_end,
+		.tree_end = model->vma[model->last - 1]->vm_end,
+	};
+
+	mmap_write_lock(mm);
+	mas_set(&mas, unmap.tree_reset);
+	cow_context_hide(&unmap);
+	mmap_write_unlock(mm);
+}
+
+static void free_vmas(struct vma_model *model)
+{
+	struct mm_struct *mm = model_mm(model);
+
+	mmap_write_lock(mm);
+	__mt_destroy(&mm->mm_mt);
+	mmap_write_unlock(mm);
+	while (model->nr)
+		vm_area_free(model->vma[--model->nr]);
+}
+
+/* What the walk must do with one VMA, without looking for it. */
+static bool is_expected(struct vma_model *model, unsigned int i, bool hidden,
+			const struct cow_context_walk *walk)
+{
+	const struct vm_area_struct *vma = model->vma[i];
+	const pgoff_t first = vma_start_anon_pgoff(vma);
+	const pgoff_t last = first + vma_pages(vma) - 1;
+
+	if (vma->vm_mm != model_mm(model) || !vma->origin)
+		return false;
+	if (hidden && i >= model->first && i < model->last)
+		return false;
+	if (walk->ksm)
+		return walk->addr >= vma->vm_start &&
+			walk->addr < vma->vm_end &&
+			linear_anon_page_index(vma, walk->addr) == walk->first;
+	/* The origin encloses the owner; all three contexts enclose the mm. */
+	if (vma->origin->depth > walk->owner->depth)
+		return false;
+	if (!!(vma->vm_flags & VM_HUGETLB) != walk->hugetlb)
+		return false;
+	return first <= walk->last && last >= walk->first;
+}
+
+static void expect_visits(struct vma_model *model, bool hidden)
+{
+	struct rnd_state *rnd = &model->rnd;
+	struct cow_context *ctx = ctx_of(model->tm[2]);
+	struct kunit *test = model->test;
+	struct vma_walk *walk;
+	unsigned int i, nr = 0;
+
+	walk = kunit_kzalloc(test, sizeof(*walk), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, walk);
+	memset(model->visits, 0, sizeof(model->visits));
+	walk->model = model;
+	walk->walk = (struct cow_context_walk){
+		.owner = ctx_of(model->tm[below(rnd, 3)]),
+		.first = FIRST_PAGE - 64 + below(rnd, VMA_PAGES + 128),
+		.try_lock = below(rnd, 2),
+		.hugetlb = IS_ENABLED(CONFIG_HUGETLB_PAGE) && !below(rnd, 4),
+		.ksm = !below(rnd, 4),
+		.visit = visit_vma,
+	};
+	walk->walk.last = walk->walk.first;
+	if (walk->walk.ksm) {
+		const long moved[] = { 0, 0, 1, -7, 64 };
+		const unsigned long page = FIRST_PAGE + below(rnd, VMA_PAGES);
+
+		walk->walk.owner = ctx->owner;
+		walk->walk.addr = page << PAGE_SHIFT;
+		walk->walk.first = page - moved[below(rnd, ARRAY_SIZE(moved))];
+		walk->walk.last = walk->walk.first;
+	} else {
+		walk->walk.last += below(rnd, below(rnd, 2) ? 1 : 64);
+	}
+	cow_context_walk(&walk->walk);
+
+	KUNIT_ASSERT_FALSE(test, walk->walk.contended);
+	KUNIT_ASSERT_EQ(test, model->strange, 0);
+	down_read(&ctx->rwsem);
+	for (i = 0; i < model->nr; i++) {
+		const bool expected = is_expected(model, i, hidden,
+						  &walk->walk);
+
+		nr += expected;
+		KUNIT_EXPECT_EQ(test, model->visits[i], expected);
+		KUNIT_EXPECT_EQ(test, expected,
+				cow_context_would_visit(&walk->walk, ctx,
+							model->vma[i]));
+	}
+	up_read(&ctx->rwsem);
+	KUNIT_ASSERT_EQ(test, walk->walk.nr_vmas, nr);
+	KUNIT_ASSERT_EQ(test, walk->walk.nr_overlap, nr ? nr - 1 : 0);
+	kunit_kfree(test, walk);
+}
+
+static const struct seed_case vma_cases[] = {
+	{ .name = "seed 1", .seed = 1 },
+	{ .name = "seed 2", .seed = 2 },
+	{ .name = "random seed" },
+};
+
+KUNIT_ARRAY_PARAM_DESC(vma, vma_cases, name);
+
+static void walk_vmas(struct kunit *test)
+{
+	struct vma_model *model;
+	unsigned int round, i;
+	bool unmap;
+
+	model = kunit_kzalloc(test, sizeof(*model), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, model);
+	seed_rnd(test, &model->rnd);
+	model->test = test;
+	model->tm[0] = must_fork(test, NULL);
+	model->tm[1] = must_fork(test, model->tm[0]);
+
+	for (round = 0; round < 100; round++) {
+		model->tm[2] = must_fork(test, model->tm[1]);
+		setup_vmas(model);
+		for (i = 0; i < 12; i++)
+			expect_visits(model, false);
+
+		unmap = below(&model->rnd, 2);
+		if (unmap) {
+			begin_unmap(model);
+			for (i = 0; i < 12; i++)
+				expect_visits(model, false);
+		} else {
+			model->first = below(&model->rnd, model->nr);
+			model->last = model->nr;
+		}
+		if (model->vma[model->first]->vm_mm == model_mm(model)) {
+			hide_vmas(model);
+			for (i = 0; i < 12; i++)
+				expect_visits(model, true);
+		}
+		if (unmap) {
+			model_mm(model)->cow_context->unmapping.nr = 0;
+			__mt_destroy(&model->detached);
+		}
+		free_vmas(model);
+		exit_mm(test->priv, model->tm[2]);
+	}
+}
+
+/* -------------------------------------------------------------------------
  * Walks while other threads fork, exit and change geometry.
  *
  * An mm has two page table entries, one for each of two folios. An entry is
@@ -2285,6 +2632,7 @@ static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE_PARAM(remap_cases, remap_gen_params),
 	KUNIT_CASE(remap_sets),
 	KUNIT_CASE_PARAM(remap_model, model_gen_params),
+	KUNIT_CASE_PARAM(walk_vmas, vma_gen_params),
 	KUNIT_CASE(races),
 	{}
 };

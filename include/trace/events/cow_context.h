@@ -140,6 +140,31 @@ TRACE_EVENT(cow_context_miss,
 		  __entry->site, __entry->pfn, __entry->index, __entry->addr)
 );
 
+TRACE_EVENT(cow_context_extra,
+
+	TP_PROTO(const void *site, unsigned long pfn, pgoff_t index,
+		 unsigned long nr),
+
+	TP_ARGS(site, pfn, index, nr),
+
+	TP_STRUCT__entry(
+		__field(const void *, site)
+		__field(unsigned long, pfn)
+		__field(pgoff_t, index)
+		__field(unsigned long, nr)
+	),
+
+	TP_fast_assign(
+		__entry->site = site;
+		__entry->pfn = pfn;
+		__entry->index = index;
+		__entry->nr = nr;
+	),
+
+	TP_printk("site=%pS pfn=%lx pgoff=%lx nr=%lu",
+		  __entry->site, __entry->pfn, __entry->index, __entry->nr)
+);
+
 #endif /* _TRACE_COW_CONTEXT_H */
 
 #include <trace/define_trace.h>

@@ -29,6 +29,7 @@
 #include <mm/gup_test.h>
 #include <numa.h>
 #include <numaif.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -54,15 +55,22 @@
 
 /*
  * How long both sides of a race are kept busy; longer, but not for ever, where
- * that is too short for a few rounds. And the generations of a chain.
+ * that is too short for a few rounds.
  */
 #define RACE_MSECS	1000
 #define RACE_ROUNDS	8
 #define RACE_MAX_MSECS	8000
-#define GENERATIONS	1000
 
-/* Emulated and instrumented kernels are slow; a lost wakeup is slower. */
-#define TEST_SECONDS	300
+/* Generations of a chain, and how many will do where that takes too long. */
+#define GENERATIONS	1000
+#define FEWER_GENERATIONS 250
+#define CHAIN_MSECS	40000
+
+/*
+ * Emulated and instrumented kernels are slow. Who does not get on at all for
+ * REPLY_SECONDS sleeps on something that will not happen.
+ */
+#define TEST_SECONDS	900
 #define REPLY_SECONDS	120
 #define SETTLE_MSECS	20000
 
@@ -101,9 +109,9 @@ static struct {
 /* Seen by everybody. */
 static struct shared {
 	struct timespec race_end, race_last;
-	long rounds;
-	long done;
+	long rounds;	/* of a race, or generations */
 	long bad;
+	pid_t newest;
 } *shared;
 
 static char *areas;
@@ -207,13 +215,16 @@ static int tell(int nr, op_fn fn, char *addr, long a, long b, long c)
 
 static long answer(int nr)
 {
-	long ret;
+	long ret, before;
 
-	if (recv(member[nr].sock[0], &ret, sizeof(ret), 0) != sizeof(ret)) {
-		ksft_print_msg("no word from member %d\n", nr);
-		return -ETIMEDOUT;
-	}
-	return ret;
+	do {
+		before = FORCE_READ(shared->rounds);
+		if (recv(member[nr].sock[0], &ret, sizeof(ret), 0) == sizeof(ret))
+			return ret;
+	} while (errno == EAGAIN && before != FORCE_READ(shared->rounds));
+
+	ksft_print_msg("no word from member %d\n", nr);
+	return -ETIMEDOUT;
 }
 
 static long call(int nr, op_fn fn, char *addr, long a, long b, long c)
@@ -702,19 +713,36 @@ static long nr_contexts(void)
 }
 
 /*
- * Contexts are freed a little later than processes, and each CPU may still
- * borrow the mm of one that is gone. Returns the last count.
+ * Idle CPUs borrow the mm that ran there last, which keeps its context and all
+ * above it. Have something else run there.
  */
-static long wait_contexts(long *most)
+static void visit_cpus(void)
+{
+	cpu_set_t all, one;
+	int cpu;
+
+	if (sched_getaffinity(0, sizeof(all), &all))
+		return;
+	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &all))
+			continue;
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		sched_setaffinity(0, sizeof(one), &one);
+	}
+	sched_setaffinity(0, sizeof(all), &all);
+}
+
+/* Contexts are freed a little later than processes. Returns the last count. */
+static long wait_contexts(long most)
 {
 	struct timespec end = in_msecs(SETTLE_MSECS);
 	long n;
 
-	*most += sysconf(_SC_NPROCESSORS_ONLN);
-
 	do {
+		visit_cpus();
 		n = nr_contexts();
-		if (n <= *most)
+		if (n <= most)
 			break;
 		usleep(20000);
 	} while (msecs_until(&end) > 0);
@@ -1096,7 +1124,13 @@ static void next_generation(char *addr, long gen)
 				gen + 1 < PAGES ? 1 : 0,
 				gen + 1 < PAGES ? gen + 1 : gen + 1 - PAGES);
 	op_fill(addr + gen % PAGES * page, 1, 0, gen);
-	shared->done++;
+	shared->rounds++;
+}
+
+static bool another(long gen, long generations)
+{
+	return gen < generations && (gen < FEWER_GENERATIONS ||
+				     msecs_until(&shared->race_end) > 0);
 }
 
 /* A child that lives until there is something to read. */
@@ -1120,7 +1154,7 @@ static long op_chain(char *addr, long generations, long b, long c)
 {
 	long gen;
 
-	for (gen = 0; gen < generations; gen++)
+	for (gen = 0; another(gen, generations); gen++)
 		next_generation(addr, gen);
 	return getpid();
 }
@@ -1133,7 +1167,7 @@ static long op_comb(char *addr, long generations, long b, long c)
 
 	if (pipe(pipes[0]) || pipe(pipes[1]))
 		return -1;
-	for (gen = 0; gen < generations; gen++) {
+	for (gen = 0; another(gen, generations); gen++) {
 		side_child(addr, pipes[gen & 1][0]);
 		if (gen && write(pipes[!(gen & 1)][1], "", 1) != 1)
 			shared->bad++;
@@ -1154,7 +1188,7 @@ static long op_hold_and_drop(char *addr, long generations, long b, long c)
 		return -1;
 	for (hold = 1; hold * (hold + 1) / 2 < generations; hold++)
 		;
-	for (; hold > 0; hold--) {
+	for (; hold > 0 && another(gen, generations + hold); hold--) {
 		for (i = 0; i < hold; i++) {
 			side_child(addr, pipes[0]);
 			next_generation(addr, gen++);
@@ -1196,27 +1230,28 @@ FIXTURE_TEARDOWN(cow_context_chain)
 
 TEST_F_TIMEOUT(cow_context_chain, generations, TEST_SECONDS)
 {
-	long before, most, ret, i;
+	long before, ret, i;
 	char *a = area(0);
 
 	OK(call(0, op_map, a, PAGES, 0, 0));
 	FILL(0, a, PAGES, 1);
+	visit_cpus();
 	before = nr_contexts();
 
 	/* The last generation answers in the name of the first. */
+	shared->race_end = in_msecs(CHAIN_MSECS);
 	ret = call(0, variant->grow, a, variant->generations, 0, 0);
 	ASSERT_GT(ret, 0);
 	member[0].pid = ret;
-	ASSERT_GE(shared->done, variant->generations);
+	ASSERT_GE(shared->rounds, FEWER_GENERATIONS);
 	ASSERT_EQ(shared->bad, 0);
 	while (waitpid(-1, NULL, WNOHANG) > 0)
 		;
 	if (before >= 0) {
-		most = before + MAX_DEAD_CONTEXTS;
-		ret = wait_contexts(&most);
+		ret = wait_contexts(before + MAX_DEAD_CONTEXTS);
 		ksft_print_msg("%ld contexts, %ld after %ld generations\n",
-			       before, ret, shared->done);
-		ASSERT_LE(ret, most);
+			       before, ret, shared->rounds);
+		ASSERT_LE(ret, before + MAX_DEAD_CONTEXTS);
 	}
 
 	/* Each page was written by another generation. */
@@ -1224,7 +1259,7 @@ TEST_F_TIMEOUT(cow_context_chain, generations, TEST_SECONDS)
 	OK(fork_member(0, 1));
 	OK(migrate_all(1, a, PAGES));
 	OK(page_out(0, a, PAGES));
-	for (i = shared->done - PAGES; i < shared->done; i++) {
+	for (i = shared->rounds - PAGES; i < shared->rounds; i++) {
 		OK(call(0, op_check, a + i % PAGES * page, 1, 0, i));
 		OK(call(1, op_check, a + i % PAGES * page, 1, 0, i));
 	}
@@ -1233,11 +1268,8 @@ TEST_F_TIMEOUT(cow_context_chain, generations, TEST_SECONDS)
 
 	OK(exit_member(1));
 	OK(exit_member(0));
-	if (before >= 0) {
-		most = before - 1;
-		ret = wait_contexts(&most);
-		ASSERT_LE(ret, most);
-	}
+	if (before >= 0)
+		ASSERT_LE(wait_contexts(before - 1), before - 1);
 }
 
 /*
@@ -1434,7 +1466,7 @@ static long op_exec_loop(char *addr, long b, long c, long d)
 	while (racing()) {
 		pid = fork();
 		if (!pid) {
-			shared->done = getpid();
+			shared->newest = getpid();
 			execute(none, -1);
 		}
 		if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
@@ -1445,7 +1477,7 @@ static long op_exec_loop(char *addr, long b, long c, long d)
 }
 
 /* Everywhere, or on the first node. */
-static int compact(void)
+static int compact_nodes(void)
 {
 	char path[64];
 
@@ -1464,10 +1496,10 @@ TEST_F_TIMEOUT(cow_context, exec_race_migration, TEST_SECONDS)
 	start_race();
 	OK(tell(0, op_exec_loop, NULL, 0, 0, 0));
 	for (i = 0; racing(); i++) {
-		pid_t pid = FORCE_READ(shared->done);
+		pid_t pid = FORCE_READ(shared->newest);
 
 		/* A stack that is being filled has no other way to be moved. */
-		compacted += !compact();
+		compacted += !compact_nodes();
 		if (pid && nr_nodes > 1) {
 			here = 1UL << nodes[i & 1];
 			there = 1UL << nodes[!(i & 1)];
