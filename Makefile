@@ -14,6 +14,7 @@ help:
 	@echo 'make check      what make test checks before it boots anything'
 	@echo 'make kunit      the KUnit suite under UML'
 	@echo 'make mutations  broken on purpose: is each reported? (ONLY=slug)'
+	@echo 'make objdiff    what the series does to mm/ objects while its options are off'
 	@echo 'make fetch      the base source (LINUX=tarball or tree to give one)'
 	@echo 'make clean      remove out/ except the fetched source; all of it: rm -rf out'
 
@@ -37,10 +38,13 @@ kunit: compose
 	@harness/kunit
 mutations: compose
 	@harness/mutate $(ONLY)
+objdiff: compose
+	@harness/build base
+	@harness/objdiff
 fetch:
 	@harness/fetch
 clean:
 	@[ ! -d out/linux ] || harness/compose
 	find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
-.PHONY: help run test kernel boot shell compose export check kunit mutations fetch clean
+.PHONY: help run test kernel boot shell compose export check kunit mutations objdiff fetch clean
