@@ -92,7 +92,8 @@ static void set_place(struct cow_vma_iter *it)
 
 	first = max(walk->first, remap->first) + remap->delta;
 	last = min(walk->last, remap->last) + remap->delta;
-	it->addr = it->end = 0;
+	it->addr = 0;
+	it->end = 0;
 	/* An offset can lie beyond the address space, if its VMA was moved. */
 	if (first > last || first > (TASK_SIZE - 1) >> PAGE_SHIFT)
 		return;

@@ -1174,21 +1174,28 @@ static void walk_waits(struct kunit *test)
 
 #define FAR	((long)BIT(BITS_PER_LONG - 14))
 
+enum remap_op { ADD, DEL };
+
+/**
+ * struct remap_change - one change of a context's records
+ * @op: Add or remove.
+ * @remap: What.
+ */
+struct remap_change {
+	enum remap_op op;
+	struct cow_remap remap;
+};
+
 /**
  * struct remap_case - changes of a context without records, and the result
  * @name: For the log.
  * @change: Up to a record with delta 0.
- * @change.op: Add or remove.
- * @change.remap: What.
  * @inline_remap: The inline record; delta 0 if none.
  * @tree: The tree's, up to a record with delta 0.
  */
 struct remap_case {
 	const char *name;
-	struct {
-		enum { ADD, DEL } op;
-		struct cow_remap remap;
-	} change[8];
+	struct remap_change change[8];
 	struct cow_remap inline_remap;
 	struct cow_remap tree[10];
 };
@@ -2645,6 +2652,3 @@ static struct kunit_suite cow_context_suite = {
 };
 
 kunit_test_suite(cow_context_suite);
-
-MODULE_DESCRIPTION("KUnit tests for CoW contexts");
-MODULE_LICENSE("GPL");
