@@ -16,6 +16,8 @@
 #include <linux/refcount.h>
 #include <linux/rwsem.h>
 
+struct seq_file;
+
 /**
  * DOC: invariants
  *
@@ -138,7 +140,9 @@ enum cow_context_stat {
 	COW_STAT_REMAPS_KEPT,		/* no memory to remove one: harmless */
 	COW_STAT_TREE_WALKS,		/* walks of the fork tree */
 	COW_STAT_TREE_CONTEXTS,		/* contexts they visited */
-	COW_STAT_WALKS,			/* walks that were compared */
+	COW_STAT_UNFINDABLE,		/* DEBUG_VM: a PTE no walk would find */
+	NR_COW_STATS_PURE,		/* from here on: the comparison */
+	COW_STAT_WALKS = NR_COW_STATS_PURE, /* walks that were compared */
 	COW_STAT_WALKS_KSM,		/* of them: KSM */
 	COW_STAT_CONTENDED,		/* VMAs not judged: trylock failed */
 	COW_STAT_UNJUDGED,		/* walks not judged: no page_ext */
@@ -149,7 +153,6 @@ enum cow_context_stat {
 	COW_STAT_EXTRA,			/* visited here, not by anon_vma */
 	COW_STAT_EXTRA_OVERLAP,		/* of them: remaps overlap in an mm */
 	COW_STAT_EXTRA_KSM,		/* of them: in walks of KSM folios */
-	COW_STAT_UNFINDABLE,		/* DEBUG_VM: a PTE no walk would find */
 	NR_COW_STATS
 };
 
@@ -213,6 +216,8 @@ void cow_context_del_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 int cow_context_dup_remaps(struct cow_context *ctx, struct cow_context *from);
 void cow_context_free_remaps(struct cow_context *ctx);
 bool cow_context_has_remap(struct cow_context *ctx, pgoff_t index, long delta);
+bool cow_context_has_remaps(struct cow_context *ctx, pgoff_t first,
+			    pgoff_t last, long delta);
 bool cow_context_next_remap(struct cow_context *ctx,
 			    struct cow_remap_iter *iter);
 unsigned long cow_context_nr_remaps(struct cow_context *ctx);
@@ -226,6 +231,7 @@ unsigned long cow_context_nr_remaps(struct cow_context *ctx);
  * @last: Last one, inclusive.
  * @addr: KSM: the user address where the page is mapped; else 0.
  * @ksm: Find VMAs by @addr, without looking at their origin.
+ * @skip: A context whose mm is left out, or NULL.
  * @hugetlb: The folio is a hugetlb folio.
  * @try_lock: End the walk at the first lock that is contended.
  * @contended: Set if the walk ended because of that.
@@ -238,6 +244,7 @@ struct cow_context_walk {
 	pgoff_t first;
 	pgoff_t last;
 	unsigned long addr;
+	struct cow_context *skip;
 	bool ksm;
 	bool hugetlb;
 	bool try_lock;
@@ -253,8 +260,48 @@ typedef bool (*cow_context_tree_fn)(struct cow_context *ctx, void *arg);
 bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 			   cow_context_tree_fn fn, void *arg);
 void cow_context_walk(struct cow_context_walk *walk);
+void cow_context_walk_mm(struct cow_context_walk *walk,
+			 struct cow_context *ctx);
 bool cow_context_would_visit(const struct cow_context_walk *walk,
 			     struct cow_context *ctx,
 			     const struct vm_area_struct *vma);
+
+/* mm/cow_context_validate.c */
+const char *cow_context_check_chain(const struct cow_context *ctx,
+				    const struct cow_context *owner,
+				    const struct cow_context *stop);
+const char *cow_context_check_vma(const struct vm_area_struct *vma);
+void cow_context_validate(struct seq_file *m);
+
+#ifdef CONFIG_COW_CONTEXT_ANON_RMAP
+
+/*
+ * The context that owns a folio, NULL if the folio is not anonymous or a KSM
+ * folio's. It can have been freed if the folio is not mapped: compare the
+ * pointer only.
+ */
+static inline struct cow_context *
+cow_context_folio_owner(const struct folio *folio)
+{
+	const unsigned long mapping = (unsigned long)READ_ONCE(folio->mapping);
+
+	if ((mapping & FOLIO_MAPPING_FLAGS) != FOLIO_MAPPING_ANON)
+		return NULL;
+	return (struct cow_context *)(mapping - FOLIO_MAPPING_ANON);
+}
+
+/* What an anonymous folio of @vma names. */
+static inline void *vma_anon_owner(const struct vm_area_struct *vma,
+				   bool exclusive)
+{
+	return exclusive ? vma->vm_mm->cow_context->owner : vma->origin;
+}
+
+#else
+
+/* mm/cow_context_compare.c */
+struct cow_context *cow_context_folio_owner(const struct folio *folio);
+
+#endif
 
 #endif /* __MM_COW_CONTEXT_H */

@@ -42,9 +42,8 @@
  *
  * It runs under the root lock of anon_vma, which excludes most races of
  * interest. Therefore, with CONFIG_DEBUG_VM, the same is asserted of each
- * anonymous page table entry when it is installed, copied, moved or zapped:
- * there VMA and address are at hand and the page table lock is held
- * (cow_context_assert_findable()).
+ * anonymous page table entry when it is installed, copied, moved or zapped, see
+ * mm/cow_context_validate.c.
  *
  * Lock order: anon_vma root, then ctx->rwsem, then page table locks. Walks that
  * must not block try the lock, and count what they had to leave out.
@@ -52,7 +51,6 @@
 
 #include <linux/hash.h>
 #include <linux/hugetlb.h>
-#include <linux/leafops.h>
 #include <linux/mm.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
@@ -95,8 +93,17 @@ static void write_owner(const struct folio *folio, struct cow_context *owner)
 	page_ext_put(ext);
 }
 
-/* May be stale if the folio is not mapped: not to be dereferenced. */
-static struct cow_context *read_owner(const struct folio *folio)
+/**
+ * cow_context_folio_owner - which context owns a folio
+ * @folio: The folio.
+ *
+ * It can have been freed if the folio is not mapped: compare the pointer only.
+ *
+ * Context: Any.
+ * Return: The owner as shadowed, NULL if there is none or the folio has no
+ * page_ext.
+ */
+struct cow_context *cow_context_folio_owner(const struct folio *folio)
 {
 	struct page_ext *ext = page_ext_get(&folio->page);
 	struct cow_context *owner, **slot;
@@ -139,7 +146,7 @@ void cow_context_set_owner(struct folio *folio, struct vm_area_struct *vma,
 void cow_context_copy_owner(struct folio *dst, const struct folio *src)
 {
 	if (folio_test_anon(src) && !folio_test_ksm(src))
-		write_owner(dst, read_owner(src));
+		write_owner(dst, cow_context_folio_owner(src));
 }
 
 /* The comparison */
@@ -260,27 +267,6 @@ static bool is_mapped(struct folio *folio, struct vm_area_struct *vma,
 	return false;
 }
 
-/*
- * Climb from @ctx to @owner, no further than to @stop. Compares pointers, so
- * that a stale @owner does no harm.
- *
- * Returns NULL if @owner is there and all are linked, else what is wrong.
- */
-static const char *check_chain(const struct cow_context *ctx,
-			       const struct cow_context *owner,
-			       const struct cow_context *stop)
-{
-	for (; ctx; ctx = ctx->parent) {
-		if (!cow_context_is_linked(ctx))
-			return "a context is not linked";
-		if (ctx == owner)
-			return NULL;
-		if (ctx == stop)
-			return "the origin does not enclose the owner";
-	}
-	return "the owner does not enclose the mm";
-}
-
 /* Would the walk visit @vma? NULL if so, else why not. Under R of @ctx. */
 static const char *check_visit(struct compare *cmp, struct cow_context *ctx,
 			       struct vm_area_struct *vma)
@@ -292,7 +278,7 @@ static const char *check_visit(struct compare *cmp, struct cow_context *ctx,
 	if (!vma->origin)
 		return "the VMA has no origin";
 
-	why = check_chain(ctx, cmp->walk.owner,
+	why = cow_context_check_chain(ctx, cmp->walk.owner,
 			  cmp->walk.ksm ? NULL : vma->origin);
 	if (why)
 		return why;
@@ -458,7 +444,7 @@ void cow_context_compare(struct anon_vma *anon_vma, struct folio *folio,
 	struct anon_vma_chain *avc;
 	struct compare cmp = {
 		.walk = {
-			.owner = read_owner(folio),
+			.owner = cow_context_folio_owner(folio),
 			.first = folio_pgoff(folio),
 			.last = folio_pgoff(folio) + nr_pages - 1,
 			.hugetlb = folio_test_hugetlb(folio),
@@ -546,109 +532,4 @@ void cow_context_compare_ksm(struct anon_vma *anon_vma, struct folio *folio,
 				search(&cmp, avc->vma, addr);
 	}
 	end_compare(&cmp);
-}
-
-/* The assertion */
-
-static const char *check_findable(const struct folio *folio,
-				  const struct page *page,
-				  const struct vm_area_struct *vma,
-				  unsigned long addr)
-{
-	const pgoff_t index = page_pgoff(folio, page);
-	const long delta = cow_context_vma_delta(vma);
-	struct cow_context *ctx = vma->vm_mm->cow_context;
-	const struct cow_context *owner = read_owner(folio);
-
-	if (!vma->origin)
-		return "the VMA has no origin";
-	if (addr ? index != linear_anon_page_index(vma, addr) :
-		   index - vma_start_anon_pgoff(vma) >= vma_pages(vma))
-		return "the index does not fit";
-	if (delta && !cow_context_has_remap(ctx, index, delta))
-		return "the remap is not recorded";
-	if (!owner)
-		return NULL;
-	return check_chain(ctx, owner, vma->origin);
-}
-
-/**
- * cow_context_assert_findable - would a walk find this page table entry?
- * @folio: The folio that is mapped, or that a migration entry stands for.
- * @page: Its page.
- * @vma: The VMA.
- * @addr: The user address, or 0 if the caller does not know.
- *
- * The temporary stack of exec is not asserted: its VMA gives new addresses
- * while the entries are still at the old ones, and migration skips it.
- *
- * Context: Page table lock. Does not sleep. Empty without CONFIG_DEBUG_VM.
- */
-void cow_context_assert_findable(const struct folio *folio,
-				 const struct page *page,
-				 const struct vm_area_struct *vma,
-				 unsigned long addr)
-{
-	const char *why;
-
-	if (!IS_ENABLED(CONFIG_DEBUG_VM))
-		return;
-	if (!folio_test_anon(folio) || folio_test_ksm(folio) ||
-	    vma_is_temporary_stack(vma))
-		return;
-
-	why = check_findable(folio, page, vma, addr);
-	if (likely(!why))
-		return;
-	cow_context_count(COW_STAT_UNFINDABLE, 1);
-	WARN_ONCE(1, "cow_context: unfindable: %s: folio pfn %lx index %lx owner %p, vma %p %lx-%lx anon pgoff %lx origin %p, address %lx\n",
-		  why, folio_pfn(folio), folio->index, read_owner(folio), vma,
-		  vma->vm_start, vma->vm_end, vma_start_anon_pgoff(vma),
-		  vma->origin, addr);
-}
-
-/**
- * cow_context_assert_pte - cow_context_assert_findable() for a PTE
- * @vma: The VMA.
- * @addr: The user address.
- * @pte: What is or will be there: anything; present pages and migration entries
- *	of anonymous folios are looked at.
- *
- * Context: Page table lock. Does not sleep. Empty without CONFIG_DEBUG_VM.
- */
-void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
-			    pte_t pte)
-{
-	struct page *page = NULL;
-
-	if (!IS_ENABLED(CONFIG_DEBUG_VM))
-		return;
-	if (pte_present(pte)) {
-		page = vm_normal_page(vma, addr, pte);
-	} else {
-		const softleaf_t entry = softleaf_from_pte(pte);
-
-		if (softleaf_is_migration(entry))
-			page = softleaf_to_page(entry);
-	}
-	if (page)
-		cow_context_assert_findable(page_folio(page), page, vma, addr);
-}
-
-/**
- * cow_context_assert_pmd - cow_context_assert_findable() for a PMD
- * @vma: The VMA.
- * @addr: The user address.
- * @pmd: A migration entry, or anything else, which is ignored.
- *
- * Context: Page table lock. Does not sleep. Empty without CONFIG_DEBUG_VM.
- */
-void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
-			    pmd_t pmd)
-{
-	if (IS_ENABLED(CONFIG_DEBUG_VM) && pmd_is_migration_entry(pmd)) {
-		struct page *page = softleaf_to_page(softleaf_from_pmd(pmd));
-
-		cow_context_assert_findable(page_folio(page), page, vma, addr);
-	}
 }

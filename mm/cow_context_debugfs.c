@@ -5,6 +5,8 @@
  * /sys/kernel/debug/cow_context/stats	counters, one "name: value" a line
  * /sys/kernel/debug/cow_context/tree	every family, one context a line, indented
  *					by its place in the tree
+ * /sys/kernel/debug/cow_context/validate	looks at all page tables: a line for
+ *					each entry that no walk would find
  *
  * The dump of the trees takes no lock that anyone waits for: it walks the lists
  * under RCU and only tries the lock of a context. So it is not a snapshot.
@@ -45,9 +47,11 @@ static const char * const stat_names[NR_COW_STATS] = {
 
 static int stats_show(struct seq_file *m, void *unused)
 {
+	const unsigned int nr = IS_ENABLED(CONFIG_COW_CONTEXT_ANON_RMAP) ?
+		NR_COW_STATS_PURE : NR_COW_STATS;
 	unsigned int i;
 
-	for (i = 0; i < NR_COW_STATS; i++)
+	for (i = 0; i < nr; i++)
 		seq_printf(m, "%s: %ld\n", stat_names[i],
 			   cow_context_stat_sum(i));
 	return 0;
@@ -136,12 +140,20 @@ static int tree_show(struct seq_file *m, void *unused)
 }
 DEFINE_SHOW_ATTRIBUTE(tree);
 
+static int validate_show(struct seq_file *m, void *unused)
+{
+	cow_context_validate(m);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(validate);
+
 static int __init cow_context_debugfs_init(void)
 {
 	struct dentry *dir = debugfs_create_dir("cow_context", NULL);
 
 	debugfs_create_file("stats", 0400, dir, NULL, &stats_fops);
 	debugfs_create_file("tree", 0400, dir, NULL, &tree_fops);
+	debugfs_create_file("validate", 0400, dir, NULL, &validate_fops);
 	return 0;
 }
 late_initcall(cow_context_debugfs_init);

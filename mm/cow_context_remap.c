@@ -420,6 +420,46 @@ bool cow_context_has_remap(struct cow_context *ctx, pgoff_t index, long delta)
 }
 
 /**
+ * cow_context_has_remaps - is a place of each of a range of offsets recorded?
+ * @ctx: The context.
+ * @first: First anonymous page offset.
+ * @last: Last one, inclusive.
+ * @delta: Pages from offset to page number of the address; not 0.
+ *
+ * Context: mmap_lock, or R.
+ * Return: true if all are.
+ */
+bool cow_context_has_remaps(struct cow_context *ctx, pgoff_t first,
+			    pgoff_t last, long delta)
+{
+	const struct cow_remap *remap = &ctx->remap;
+	MA_STATE(mas, &ctx->remaps, first, first);
+	pgoff_t index = first;
+
+	for (;;) {
+		pgoff_t end;
+
+		if (remap->delta == delta && index >= remap->first &&
+		    index <= remap->last) {
+			end = remap->last;
+		} else {
+			bool has;
+
+			mas_set(&mas, index);
+			rcu_read_lock();
+			has = entry_has(mas_walk(&mas), delta);
+			rcu_read_unlock();
+			if (!has)
+				return false;
+			end = mas.last;
+		}
+		if (end >= last)
+			return true;
+		index = end + 1;
+	}
+}
+
+/**
  * cow_context_next_remap - find the records for a range of offsets, one by one
  * @ctx: The context.
  * @iter: Zeroed but for the range asked for.

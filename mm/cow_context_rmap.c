@@ -286,6 +286,8 @@ static bool walk_mm(struct cow_context *ctx, void *arg)
 	const unsigned long nr_before = walk->nr_vmas;
 	struct vm_area_struct *vma;
 
+	if (ctx == walk->skip)
+		return true;
 	while ((vma = cow_context_next_vma(&it))) {
 		cond_resched();
 		if (walk->nr_vmas++ != nr_before)
@@ -310,6 +312,27 @@ void cow_context_walk(struct cow_context_walk *walk)
 		walk->contended = true;
 	trace_cow_context_walk(walk->owner, walk->first, walk->nr_vmas,
 			       walk->contended);
+}
+
+/**
+ * cow_context_walk_mm - visit the VMAs of one mm only
+ * @walk: What to look for, and what to do.
+ * @ctx: The context of the mm; the caller keeps it.
+ *
+ * Context: As cow_context_walk().
+ */
+void cow_context_walk_mm(struct cow_context_walk *walk, struct cow_context *ctx)
+{
+	if (!down_read_trylock(&ctx->rwsem)) {
+		if (walk->try_lock) {
+			walk->contended = true;
+			return;
+		}
+		down_read(&ctx->rwsem);
+	}
+	if (ctx->mm)
+		walk_mm(ctx, walk);
+	up_read(&ctx->rwsem);
 }
 
 /**

@@ -55,10 +55,26 @@ int cow_context_grow_vma(struct vm_area_struct *vma, unsigned long start,
 void cow_context_forget_vma(struct vm_area_struct *vma);
 
 /* Ownership beside anon_vma, and the comparison: mm/cow_context_compare.c */
+#ifndef CONFIG_COW_CONTEXT_ANON_RMAP
 extern struct page_ext_operations cow_context_page_ext_ops;
 void cow_context_set_owner(struct folio *folio, struct vm_area_struct *vma,
 			   bool exclusive);
 void cow_context_copy_owner(struct folio *dst, const struct folio *src);
+void cow_context_compare(struct anon_vma *anon_vma, struct folio *folio,
+			 struct rmap_walk_control *rwc);
+void cow_context_compare_ksm(struct anon_vma *anon_vma, struct folio *folio,
+			     struct mm_struct *mm, pgoff_t index,
+			     unsigned long addr, struct rmap_walk_control *rwc);
+#else
+/* folio->mapping names the owner. */
+static inline void cow_context_set_owner(struct folio *folio,
+					 struct vm_area_struct *vma,
+					 bool exclusive) {}
+static inline void cow_context_copy_owner(struct folio *dst,
+					  const struct folio *src) {}
+#endif
+
+/* Assertions: mm/cow_context_validate.c */
 void cow_context_assert_findable(const struct folio *folio,
 				 const struct page *page,
 				 const struct vm_area_struct *vma,
@@ -67,11 +83,6 @@ void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte);
 void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
 			    pmd_t pmd);
-void cow_context_compare(struct anon_vma *anon_vma, struct folio *folio,
-			 struct rmap_walk_control *rwc);
-void cow_context_compare_ksm(struct anon_vma *anon_vma, struct folio *folio,
-			     struct mm_struct *mm, pgoff_t index,
-			     unsigned long addr, struct rmap_walk_control *rwc);
 
 #else /* !CONFIG_COW_CONTEXT */
 

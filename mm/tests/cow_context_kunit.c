@@ -1703,6 +1703,23 @@ static void expect_records(struct remap_model *model,
 	i = below(&model->rnd, NR_OFFSETS);
 	KUNIT_ASSERT_FALSE(test, cow_context_has_remap(ctx, model->base + i,
 						       -2));
+	/* A whole range. */
+	for (delta = 0; delta < NR_DELTAS; delta++) {
+		const unsigned int first = below(&model->rnd, NR_OFFSETS);
+		const unsigned int last = first +
+			below(&model->rnd, NR_OFFSETS - first);
+		bool all = true;
+
+		for (i = first; i <= last; i++)
+			if (!cow_context_has_remap(ctx, model->base + i,
+						   model_deltas[delta]))
+				all = false;
+		KUNIT_ASSERT_EQ(test, all,
+				cow_context_has_remaps(ctx,
+						       model->base + first,
+						       model->base + last,
+						       model_deltas[delta]));
+	}
 }
 
 /*
