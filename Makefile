@@ -13,8 +13,10 @@ help:
 	@echo 'make export     the way back: TREE=out/linux -> overlay + patches/'
 	@echo 'make check      what make test checks before it boots anything'
 	@echo 'make kunit      the KUnit suite under UML'
+	@echo 'make model      the protocol in Promela: all interleavings, and what breaks it'
 	@echo 'make mutations  broken on purpose: is each reported? (ONLY=slug)'
 	@echo 'make objdiff    what the series does to mm/ objects while its options are off'
+	@echo 'make count      lines of anon_vma, and of what replaces it'
 	@echo 'make fetch      the base source (LINUX=tarball or tree to give one)'
 	@echo 'make clean      remove out/ except the fetched source; all of it: rm -rf out'
 
@@ -36,15 +38,19 @@ check:
 	@harness/check static
 kunit: compose
 	@harness/kunit
+model:
+	@harness/model/check
 mutations: compose
 	@harness/mutate $(ONLY)
 objdiff: compose
 	@harness/build base
 	@harness/objdiff
+count: compose
+	@harness/count
 fetch:
 	@harness/fetch
 clean:
 	@[ ! -d out/linux ] || harness/compose
 	find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
-.PHONY: help run test kernel boot shell compose export check kunit mutations objdiff fetch clean
+.PHONY: help run test kernel boot shell compose export check kunit model mutations objdiff count fetch clean

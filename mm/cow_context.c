@@ -334,9 +334,14 @@ void cow_context_prepare_vma(struct vm_area_struct *vma)
 }
 
 /**
- * cow_context_publish_vma - a VMA takes over the pages of another
- * @vma: The VMA, grown or new.
- * @from: The faulted VMA that it absorbs, or was split from.
+ * cow_context_publish_vma - let walkers see a VMA that continues another
+ * @vma: The new or grown VMA, in mm_mt.
+ * @from: The VMA it was copied, split or forked from, or that it absorbs.
+ *
+ * vm_area_dup() leaves the origin NULL, so an origin seen under R means that
+ * the VMA is attached or being unmapped. A copy that is thrown away must not
+ * have one: a walker may still have a pointer to what was freed and is that
+ * copy now.
  *
  * Context: mmap_lock of both held for write; W if @vma was visible before.
  */
@@ -365,7 +370,6 @@ void cow_context_wipe_vma(struct vm_area_struct *vma)
 	const pgoff_t pgoff = vma->vm_start >> PAGE_SHIFT;
 
 	VM_WARN_ON_ONCE_VMA(vma->vm_file, vma);
-	vma->origin = NULL;
 	vma_set_anon_pgoff(vma, pgoff);
 	vma_set_pgoff(vma, pgoff);
 }
