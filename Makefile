@@ -15,6 +15,7 @@ help:
 	@echo 'make kunit      the KUnit suite under UML'
 	@echo 'make model      the protocol in Promela: all interleavings, and what breaks it'
 	@echo 'make mutations  broken on purpose: is each reported? (ONLY=slug)'
+	@echo 'make bench      anon_vma against contexts: instructions, memory, plots'
 	@echo 'make objdiff    what the series does to mm/ objects while its options are off'
 	@echo 'make count      lines of anon_vma, and of what replaces it'
 	@echo 'make fetch      the base source (LINUX=tarball or tree to give one)'
@@ -38,6 +39,8 @@ check:
 	@harness/check static
 kunit: compose
 	@harness/kunit
+bench:
+	@harness/bench
 model:
 	@harness/model/check
 mutations: compose
@@ -53,4 +56,4 @@ clean:
 	@[ ! -d out/linux ] || harness/compose
 	find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
-.PHONY: help run test kernel boot shell compose export check kunit model mutations objdiff count fetch clean
+.PHONY: help run test kernel boot shell compose export check kunit bench model mutations objdiff count fetch clean
