@@ -14,6 +14,7 @@ help:
 	@echo 'make check      what make test checks before it boots anything'
 	@echo 'make kunit      the KUnit suite under UML'
 	@echo 'make model      the protocol in Promela: all interleavings, and what breaks it'
+	@echo 'make fuzz       SECONDS=60 SEED=n in CONFIG: random operations, and a model'
 	@echo 'make mutations  broken on purpose: is each reported? (ONLY=slug)'
 	@echo 'make bench      anon_vma against contexts: instructions, memory, plots'
 	@echo 'make objdiff    what the series does to mm/ objects while its options are off'
@@ -41,6 +42,8 @@ kunit: compose
 	@harness/kunit
 bench:
 	@harness/bench
+fuzz:
+	@harness/fuzz $(CONFIG) $(or $(SECONDS),60) $(SEED)
 model:
 	@harness/model/check
 mutations: compose
@@ -56,4 +59,4 @@ clean:
 	@[ ! -d out/linux ] || harness/compose
 	find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
-.PHONY: help run test kernel boot shell compose export check kunit bench model mutations objdiff count fetch clean
+.PHONY: help run test kernel boot shell compose export check kunit bench fuzz model mutations objdiff count fetch clean

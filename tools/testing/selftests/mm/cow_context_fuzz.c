@@ -1,0 +1,2735 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Random operations on anonymous memory by a family of processes, and a model
+ * that knows what each of them must read at every page.
+ *
+ * All members have an arena at the same fixed address. An operation is a line
+ * of numbers: who, what, and up to five arguments. The member that executes it
+ * also brings its row of the model, in shared memory, up to date; for that it
+ * predicts what the system call returns. What is verified:
+ *
+ *  - the content of pages: four words of each, which name who wrote it when;
+ *    pages never written are zero, or show the file in private file mappings;
+ *  - that what is unmapped, without permission, a guard page or beyond the end
+ *    of the file faults;
+ *  - that system calls fail when, and as, they have to.
+ *
+ * Rules where the kernel may choose:
+ *
+ *  - MADV_FREE: old content or zero, until it is written or seen as zero.
+ *  - mremap() within several VMAs of equal properties, or across VMAs: -EFAULT
+ *    and nothing done, or success.
+ *  - mlock() that fails, and MREMAP_DONTUNMAP of locked pages, which unlocks
+ *    all of a mapping in some kernels: what is locked is read from smaps.
+ *  - A page pinned for reading, as process_vm_readv() does, is unshared first,
+ *    and its copy is clean. When that is inherited and one process uses
+ *    MADV_FREE, reclaim takes it from all of them. That has nothing to do with
+ *    who finds whom, so a family has either MADV_FREE or such reads.
+ *  - Failures for want of memory: what is mapped how is read from smaps, the
+ *    pages in question are not verified until they are mapped anew.
+ *  - Other advice (cold, pageout, collapse, mergeable, populate ...) changes
+ *    no content, whatever it returns.
+ *
+ * Without --race one operation at a time is executed, in an order that only
+ * depends on the seed. What fails is shrunk to few operations and written to
+ * ./cow_context_fuzz.fail, which --replay repeats. With --race several members
+ * run their own operations at once while others move, reclaim, read, split and
+ * merge their pages; what fails there shows the last operations of that member.
+ *
+ * --self-test shows that the fuzzer can fail: the model forgets what
+ * MADV_DONTNEED does, which has to be detected and shrunk to a few lines. Each
+ * of 15 more rules, among them what fork() copies and what mremap() moves, has
+ * been left out of the model once, which was noticed within 4000 operations.
+ */
+
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP	4
+#endif
+#ifndef MADV_COLD
+#define MADV_COLD		20
+#endif
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT		21
+#endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ	22
+#endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE	23
+#endif
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED	24
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE		25
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL	102
+#endif
+#ifndef MADV_GUARD_REMOVE
+#define MADV_GUARD_REMOVE	103
+#endif
+#ifndef __NR_process_madvise
+#define __NR_process_madvise	440
+#endif
+#ifndef __NR_pidfd_open
+#define __NR_pidfd_open		434
+#endif
+#define MPOL_MOVE		2	/* MPOL_MF_MOVE */
+#define MPOL_MOVE_ALL		4	/* MPOL_MF_MOVE_ALL */
+
+#define ARRAY_SIZE(array)	(sizeof(array) / sizeof((array)[0]))
+#define fallthrough		__attribute__((__fallthrough__))
+
+#define PAGE			4096UL
+#define ARENA			0x200000000000UL
+#define PMD_PAGES		512
+#define NR_PAGES		(4 * PMD_PAGES)
+#define FILE_PAGES		1536
+#define MAX_PROCS		12
+#define MAX_DEPTH		6
+#define NR_RECENT		64
+#define CHECK_OPS		2000
+#define REPLY_SECONDS		180
+#define FAIL_FILE		"cow_context_fuzz.fail"
+
+/* What a page contains. */
+enum { NONE, ZERO, VALUE, CONTENT_OF_FILE };
+
+/* Properties of a page, or rather of the mapping that it belongs to. */
+#define F_MAYBE			0x01	/* old content, or what was below */
+#define F_GUARD			0x02
+#define F_LOCKED		0x04
+#define F_WIPE			0x08
+#define F_DONTFORK		0x10
+#define F_FILE			0x20	/* private mapping of the file */
+#define F_UNKNOWN		0x40	/* a call failed half-way */
+#define F_VMA			(F_LOCKED | F_WIPE | F_DONTFORK | F_FILE)
+
+struct page {
+	uint64_t value;
+	uint32_t index;			/* in the file */
+	uint8_t kind;
+	uint8_t prot;
+	uint8_t flags;
+};
+
+enum op_code {
+	OP_SPAWN, OP_FORK, OP_EXIT, OP_EXEC, OP_WRITE, OP_VERIFY, OP_PEEK,
+	OP_MMAP, OP_MMAP_FILE, OP_MUNMAP, OP_MPROTECT, OP_RESIZE, OP_MOVE,
+	OP_DONTUNMAP, OP_MADVISE, OP_MLOCK, OP_MUNLOCK, OP_SOFT_DIRTY,
+	OP_MOVE_PAGES, OP_REMOTE, OP_UFFD_MOVE, OP_SPLIT, OP_COMPACT,
+	NR_OPS
+};
+
+static const char * const op_names[NR_OPS] = {
+	[OP_SPAWN]	= "spawn",
+	[OP_FORK]	= "fork",
+	[OP_EXIT]	= "exit",
+	[OP_EXEC]	= "exec",
+	[OP_WRITE]	= "write",
+	[OP_VERIFY]	= "verify",
+	[OP_PEEK]	= "peek",
+	[OP_MMAP]	= "mmap",
+	[OP_MMAP_FILE]	= "mmap_file",
+	[OP_MUNMAP]	= "munmap",
+	[OP_MPROTECT]	= "mprotect",
+	[OP_RESIZE]	= "mremap_resize",
+	[OP_MOVE]	= "mremap_move",
+	[OP_DONTUNMAP]	= "mremap_dontunmap",
+	[OP_MADVISE]	= "madvise",
+	[OP_MLOCK]	= "mlock",
+	[OP_MUNLOCK]	= "munlock",
+	[OP_SOFT_DIRTY]	= "soft_dirty",
+	[OP_MOVE_PAGES]	= "move_pages",
+	[OP_REMOTE]	= "process_madvise",
+	[OP_UFFD_MOVE]	= "uffd_move",
+	[OP_SPLIT]	= "split",
+	[OP_COMPACT]	= "compact",
+};
+
+struct op {
+	uint32_t who;
+	uint32_t code;
+	uint32_t a[5];
+};
+
+struct member {
+	uint32_t used;			/* slot taken */
+	int32_t pid;
+	uint32_t depth;
+	uint32_t posted;		/* futex: operations told */
+	uint32_t done;			/* futex: operations executed */
+	uint32_t paused;
+	uint64_t rng;
+	struct op op;
+	uint32_t nr_recent;
+	struct op recent[NR_RECENT];
+	struct page pages[NR_PAGES];
+};
+
+struct failure {
+	uint32_t taken;
+	uint32_t ready;
+	uint32_t who;
+	struct op op;
+	char text[200];
+};
+
+struct shared {
+	int32_t conductor;
+	uint32_t stop;
+	uint32_t pause;
+	uint32_t race;
+	uint32_t system;
+	uint32_t forget;		/* self-test: one update left out */
+	uint32_t max_procs;
+	uint32_t guards;		/* the kernel knows guard pages */
+	uint32_t pins;			/* pin pages to read, no MADV_FREE */
+	uint32_t nodes;
+	uint32_t seq;
+	uint64_t ops;
+	uint64_t failed;
+	uint64_t forks;
+	uint64_t exits;
+	uint64_t execs;
+	uint64_t verified;
+	uint64_t disturbed;
+	struct failure failure;
+	struct member member[MAX_PROCS];
+};
+
+static struct shared *shm;
+static int shm_fd = -1;
+static int file_fd = -1;
+static int mem_fd = -1;
+static struct member *me;
+static uint32_t my_slot;
+static struct op *current_op;
+static sigjmp_buf fault_env;
+static uint32_t at_page;		/* is accessed right now */
+
+static const unsigned int word_at[4] = { 0, 171, 342, 511 };
+
+static void die(const char *what)
+{
+	fprintf(stderr, "cow_context_fuzz: %s: %s\n", what, strerror(errno));
+	exit(2);
+}
+
+static double now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec + ts.tv_nsec / 1e9;
+}
+
+static uint64_t rnd(uint64_t *state)
+{
+	uint64_t z = *state += 0x9e3779b97f4a7c15ULL;
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+	return z ^ (z >> 31);
+}
+
+static uint32_t below(uint64_t *state, uint32_t limit)
+{
+	return rnd(state) % limit;
+}
+
+static void add(uint64_t *counter, uint64_t n)
+{
+	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
+}
+
+static long futex(uint32_t *word, int what, uint32_t value, double timeout)
+{
+	struct timespec ts = {
+		.tv_sec = timeout,
+		.tv_nsec = (timeout - (long)timeout) * 1e9,
+	};
+
+	return syscall(SYS_futex, word, what, value, &ts, NULL, 0);
+}
+
+static char *page_addr(uint32_t i)
+{
+	return (char *)(ARENA + i * PAGE);
+}
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	int ret;
+
+	if (fd < 0)
+		return -1;
+	ret = write(fd, text, strlen(text)) < 0 ? -1 : 0;
+	close(fd);
+	return ret;
+}
+
+/* The first failure wins; everybody stops. */
+static void fail(const char *format, ...)
+{
+	struct failure *f = &shm->failure;
+	va_list ap;
+
+	if (__atomic_exchange_n(&f->taken, 1, __ATOMIC_ACQ_REL))
+		return;
+	f->who = my_slot;
+	if (current_op)
+		f->op = *current_op;
+	va_start(ap, format);
+	vsnprintf(f->text, sizeof(f->text), format, ap);
+	va_end(ap);
+	__atomic_store_n(&f->ready, 1, __ATOMIC_RELEASE);
+	__atomic_store_n(&shm->stop, 1, __ATOMIC_RELEASE);
+}
+
+static bool failed(void)
+{
+	return __atomic_load_n(&shm->failure.taken, __ATOMIC_ACQUIRE);
+}
+
+/* The model */
+
+static uint64_t file_word(uint32_t index, int k)
+{
+	return (0xf11eULL << 48) + ((uint64_t)index << 8) + k;
+}
+
+/* Below what was written: the file, or nothing. */
+static uint8_t base_kind(const struct page *p)
+{
+	return p->flags & F_FILE ? CONTENT_OF_FILE : ZERO;
+}
+
+static uint64_t base_word(const struct page *p, int k)
+{
+	return p->flags & F_FILE ? file_word(p->index, k) : 0;
+}
+
+static uint64_t expected_word(const struct page *p, int k)
+{
+	return p->kind == VALUE ? p->value + k : base_word(p, k);
+}
+
+/* All of the mapping, but nothing written any more. */
+static void drop_content(struct page *p)
+{
+	p->kind = base_kind(p);
+	p->value = 0;
+	p->flags &= ~F_MAYBE;
+}
+
+static void set_unmapped(struct page *p)
+{
+	memset(p, 0, sizeof(*p));
+}
+
+static bool beyond_file(const struct page *p)
+{
+	return p->flags & F_FILE && p->index >= FILE_PAGES;
+}
+
+/* Nobody can access it, permissions or not. */
+static bool dead_page(const struct page *p)
+{
+	return p->kind == NONE || p->flags & F_GUARD ||
+		(p->kind != VALUE && beyond_file(p));
+}
+
+/* Can both belong to one VMA? */
+static bool same_vma(const struct page *p, const struct page *q, uint32_t n)
+{
+	if (p->kind == NONE || q->kind == NONE)
+		return false;
+	if (p->prot != q->prot || ((p->flags ^ q->flags) & F_VMA))
+		return false;
+	return !(p->flags & F_FILE) || p->index + n == q->index;
+}
+
+static bool one_vma(const struct page *p, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+		if (!same_vma(p, p + i, i))
+			return false;
+	return true;
+}
+
+static bool any_flag(const struct page *p, uint32_t n, uint8_t flags)
+{
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+		if (p[i].flags & flags)
+			return true;
+	return false;
+}
+
+static bool any_mapped(const struct page *p, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+		if (p[i].kind != NONE)
+			return true;
+	return false;
+}
+
+/* What a child of fork() gets. */
+static void inherit(struct page *child, const struct page *parent)
+{
+	uint32_t i;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		const struct page *p = &parent[i];
+		struct page *c = &child[i];
+
+		*c = *p;
+		c->flags &= ~F_LOCKED;
+		if (p->kind == NONE || p->flags & F_DONTFORK) {
+			set_unmapped(c);
+		} else if (p->flags & F_WIPE) {
+			c->flags &= ~F_GUARD;
+			drop_content(c);
+		}
+	}
+}
+
+/*
+ * How the pages are mapped according to smaps. Only the locks are taken over
+ * from it with @locks_only, otherwise all but the content.
+ */
+static void reread_maps(uint32_t first, uint32_t nr, bool locks_only)
+{
+	struct page *row = me->pages;
+	static char line[512];
+	unsigned long start = 0, end = 0, from = 0, to = 0, offset, addr;
+	struct page *p;
+	char perms[8];
+	uint32_t i;
+	FILE *f;
+
+	f = fopen("/proc/self/smaps", "re");
+	if (!f)
+		return;
+	for (i = first; i < first + nr; i++) {
+		if (locks_only)
+			row[i].flags &= ~F_LOCKED;
+		else
+			set_unmapped(&row[i]);
+	}
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx %7s %lx", &start, &end, perms,
+			   &offset) == 4) {
+			from = start;
+			to = end;
+			if (from < ARENA + first * PAGE)
+				from = ARENA + first * PAGE;
+			if (to > ARENA + (first + nr) * PAGE)
+				to = ARENA + (first + nr) * PAGE;
+			if (locks_only)
+				continue;
+			for (addr = from; addr < to; addr += PAGE) {
+				p = &row[(addr - ARENA) / PAGE];
+				p->flags = F_UNKNOWN;
+				if (strstr(line, "memfd:"))
+					p->flags |= F_FILE;
+				p->kind = base_kind(p);
+				p->index = (offset + addr - start) / PAGE;
+				p->prot = (perms[0] == 'r' ? PROT_READ : 0) |
+					(perms[1] == 'w' ? PROT_WRITE : 0);
+			}
+		} else if (!strncmp(line, "VmFlags:", 8)) {
+			uint8_t flags = 0;
+
+			if (strstr(line, " lo"))
+				flags |= F_LOCKED;
+			if (strstr(line, " wf") && !locks_only)
+				flags |= F_WIPE;
+			if (strstr(line, " dc") && !locks_only)
+				flags |= F_DONTFORK;
+			for (addr = from; addr < to; addr += PAGE)
+				row[(addr - ARENA) / PAGE].flags |= flags;
+		}
+	}
+	fclose(f);
+}
+
+/* Access to the pages */
+
+static void on_fault(int signal, siginfo_t *info, void *context)
+{
+	unsigned long addr = (unsigned long)info->si_addr;
+
+	(void)context;
+	if (addr >= ARENA && addr < ARENA + NR_PAGES * PAGE)
+		siglongjmp(fault_env, signal);
+	fail("member %u: signal %d at %#lx, outside of the arena", my_slot,
+	     signal, addr);
+	_exit(1);
+}
+
+static bool pinned_words(pid_t pid, uint32_t i, uint64_t *words)
+{
+	struct iovec local[4], remote[4];
+	int k;
+
+	for (k = 0; k < 4; k++) {
+		local[k].iov_base = &words[k];
+		remote[k].iov_base = page_addr(i) + word_at[k] * 8;
+		local[k].iov_len = 8;
+		remote[k].iov_len = 8;
+	}
+	return process_vm_readv(pid, local, 4, remote, 4, 0) == 32;
+}
+
+/* Reads without any permission, as a debugger does, and does not pin. */
+static bool forced_words(int fd, uint32_t i, uint64_t *words)
+{
+	int k;
+
+	for (k = 0; k < 4; k++)
+		if (pread(fd, &words[k], 8, ARENA + i * PAGE +
+			  word_at[k] * 8) != 8)
+			return false;
+	return true;
+}
+
+static bool forced_write(uint32_t i, uint64_t value)
+{
+	int k;
+
+	for (k = 0; k < 4; k++, value++)
+		if (pwrite(mem_fd, &value, 8, ARENA + i * PAGE +
+			   word_at[k] * 8) != 8)
+			return false;
+	return true;
+}
+
+static const char *kind_name(const struct page *p)
+{
+	static const char * const names[] = {
+		"unmapped", "zero", "value", "file"
+	};
+
+	return p->flags & F_GUARD ? "guard" : names[p->kind];
+}
+
+/* Does @words match the model?  A freed page seen as empty stays empty. */
+static void check_words(uint32_t slot, uint32_t i, const uint64_t *words,
+			const char *how)
+{
+	struct page *p = &shm->member[slot].pages[i];
+	bool empty = p->flags & F_MAYBE;
+	int k;
+
+	for (k = 0; empty && k < 4; k++)
+		empty = words[k] == base_word(p, k);
+	if (empty) {
+		if (slot == my_slot)
+			drop_content(p);
+		return;
+	}
+	for (k = 0; k < 4; k++) {
+		if (words[k] == expected_word(p, k))
+			continue;
+		fail("member %u page %u word %d (%s, flags %#x): expected %s %#llx, got %#llx",
+		     slot, i, k, how, p->flags, kind_name(p),
+		     (unsigned long long)expected_word(p, k),
+		     (unsigned long long)words[k]);
+		return;
+	}
+}
+
+enum { VERIFY_DIRECT, VERIFY_PINNED, VERIFY_PRESENT, VERIFY_FORCED };
+
+/* Untouched pages stay as they are, so that huge pages remain possible. */
+static bool never_touched(uint32_t i)
+{
+	static int fd = -1;
+	static pid_t owner;
+	uint64_t entry;
+
+	if (owner != getpid()) {
+		if (fd >= 0)
+			close(fd);
+		fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+		owner = getpid();
+	}
+	if (pread(fd, &entry, 8, (ARENA / PAGE + i) * 8) != 8)
+		return false;
+	return !(entry >> 62);
+}
+
+static void verify(uint32_t first, uint32_t nr, uint32_t mode)
+{
+	uint32_t i;
+	uint64_t words[4];
+	uint64_t *w;
+	pid_t pid = getpid();
+	int k, signal;
+
+	signal = sigsetjmp(fault_env, 1);
+	if (signal) {
+		fail("member %u page %u: signal %d, expected %s", my_slot,
+		     at_page, signal, kind_name(&me->pages[at_page]));
+		return;
+	}
+	for (i = first; i < first + nr && !failed(); i++) {
+		struct page *p = &me->pages[i];
+
+		if (p->flags & F_UNKNOWN)
+			continue;
+		if (mode == VERIFY_PRESENT && p->kind == ZERO &&
+		    !dead_page(p) && never_touched(i))
+			continue;
+		add(&shm->verified, 1);
+		if (dead_page(p) || !(p->prot & PROT_READ)) {
+			if (pinned_words(pid, i, words)) {
+				fail("member %u page %u: readable, expected %s, permissions %u",
+				     my_slot, i, kind_name(p), p->prot);
+				return;
+			}
+			if (!dead_page(p) && mem_fd >= 0 &&
+			    forced_words(mem_fd, i, words))
+				check_words(my_slot, i, words, "forced");
+			continue;
+		}
+		if (mode == VERIFY_FORCED && mem_fd >= 0) {
+			if (!forced_words(mem_fd, i, words)) {
+				fail("member %u page %u: forced read fails, expected %s",
+				     my_slot, i, kind_name(p));
+				return;
+			}
+		} else if (mode == VERIFY_PINNED) {
+			if (!pinned_words(pid, i, words)) {
+				fail("member %u page %u: process_vm_readv: %s, expected %s",
+				     my_slot, i, strerror(errno),
+				     kind_name(p));
+				return;
+			}
+		} else {
+			w = (uint64_t *)page_addr(i);
+			at_page = i;
+			for (k = 0; k < 4; k++)
+				words[k] = __atomic_load_n(&w[word_at[k]],
+							   __ATOMIC_SEQ_CST);
+		}
+		check_words(my_slot, i, words, "own");
+	}
+}
+
+static int open_mem(pid_t pid)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/* What another member has, who must not do anything meanwhile. */
+static void peek(uint32_t slot, uint32_t first, uint32_t nr, bool pin)
+{
+	struct member *m = &shm->member[slot];
+	uint64_t words[4];
+	uint32_t i;
+	bool got;
+	int fd;
+
+	if (!m->used || shm->race)
+		return;
+	fd = open_mem(m->pid);
+	if (fd < 0)
+		return;
+	for (i = first; i < first + nr && !failed(); i++) {
+		struct page *p = &m->pages[i];
+		bool readable = !dead_page(p) && p->prot & PROT_READ;
+
+		if (p->flags & F_UNKNOWN)
+			continue;
+		add(&shm->verified, 1);
+		if (pin || !readable)
+			got = pinned_words(m->pid, i, words);
+		else
+			got = forced_words(fd, i, words);
+		if (got != readable)
+			fail("member %u page %u: %s for others, expected %s, permissions %u",
+			     slot, i, readable ? "not readable" : "readable",
+			     kind_name(p), p->prot);
+		else if (readable)
+			check_words(slot, i, words, "remote");
+	}
+	close(fd);
+}
+
+enum { WRITE_DIRECT, WRITE_REMOTE, WRITE_FORCED, NR_WRITE };
+
+/* All pages of the range that can be written get the value, or one of it. */
+static void write_pages(uint32_t first, uint32_t nr, uint32_t mode,
+			uint32_t step, uint32_t seq)
+{
+	struct iovec local, remote;
+	uint32_t i;
+	uint64_t value, word;
+	uint64_t *w;
+	int k, signal;
+
+	signal = sigsetjmp(fault_env, 1);
+	if (signal) {
+		fail("member %u page %u: signal %d writing %s, permissions %u",
+		     my_slot, at_page, signal, kind_name(&me->pages[at_page]),
+		     me->pages[at_page].prot);
+		return;
+	}
+	for (i = first; i < first + nr; i += step) {
+		struct page *p = &me->pages[i];
+
+		/* few values that all have for KSM, or one for every page */
+		if (seq & 1 << 31)
+			value = 0xc0ULL << 56 | (seq & 0xff) << 4;
+		else
+			value = (uint64_t)(my_slot + 1) << 56 |
+				(uint64_t)seq << 20 | (uint64_t)i << 4;
+		if (p->flags & F_UNKNOWN || dead_page(p))
+			continue;
+		if (p->kind != VALUE && p->flags & F_FILE && beyond_file(p))
+			continue;
+		if (mode == WRITE_FORCED) {
+			if (mem_fd < 0 || !forced_write(i, value))
+				continue;
+		} else if (!(p->prot & PROT_WRITE)) {
+			continue;
+		} else if (mode == WRITE_REMOTE) {
+			for (k = 0; k < 4; k++) {
+				word = value + k;
+				local.iov_base = &word;
+				local.iov_len = 8;
+				remote.iov_base = page_addr(i) +
+					word_at[k] * 8;
+				remote.iov_len = 8;
+				if (process_vm_writev(getpid(), &local, 1,
+						      &remote, 1, 0) == 8)
+					continue;
+				fail("member %u page %u: process_vm_writev: %s, expected %s",
+				     my_slot, i, strerror(errno),
+				     kind_name(p));
+				return;
+			}
+		} else {
+			w = (uint64_t *)page_addr(i);
+			at_page = i;
+			for (k = 0; k < 4; k++)
+				__atomic_store_n(&w[word_at[k]], value + k,
+						 __ATOMIC_SEQ_CST);
+		}
+		p->kind = VALUE;
+		p->value = value;
+		p->flags &= ~F_MAYBE;
+	}
+}
+
+/* System calls and what they do to the model */
+
+static bool for_want_of_memory(int error)
+{
+	return error == ENOMEM || error == EAGAIN || error == EINTR;
+}
+
+/*
+ * Compares what a call returned with what was predicted. False when the model
+ * must not follow: the range is read from smaps instead.
+ */
+static bool as_predicted(const char *what, int got, int predicted,
+			 uint32_t first, uint32_t nr)
+{
+	if (got)
+		add(&shm->failed, 1);
+	if (got == predicted)
+		return true;
+	if (for_want_of_memory(got)) {
+		reread_maps(first, nr, false);
+		return false;
+	}
+	fail("member %u: %s of %u pages at page %u: returned %d (%s), expected %d (%s)",
+	     my_slot, what, nr, first, got, strerror(got), predicted,
+	     strerror(predicted));
+	return false;
+}
+
+#define MAP_POPULATED		1
+#define MAP_HUGE_PAGES		2
+
+/* Anonymous memory, or the file @from a page on. */
+static void do_mmap(uint32_t first, uint32_t nr, int prot, int how, int from)
+{
+	struct page *row = me->pages;
+	int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+	int error = 0;
+	uint32_t i;
+	void *p;
+
+	if (how & MAP_POPULATED)
+		flags |= MAP_POPULATE;
+	if (from < 0)
+		p = mmap(page_addr(first), nr * PAGE, prot,
+			 flags | MAP_ANONYMOUS, -1, 0);
+	else
+		p = mmap(page_addr(first), nr * PAGE, prot, flags, file_fd,
+			 from * PAGE);
+	if (p == MAP_FAILED)
+		error = errno;
+	if (!as_predicted("mmap", error, 0, first, nr))
+		return;
+	if (how & MAP_HUGE_PAGES)
+		madvise(p, nr * PAGE, MADV_HUGEPAGE);
+	for (i = first; i < first + nr; i++) {
+		set_unmapped(&row[i]);
+		row[i].prot = prot;
+		if (from >= 0) {
+			row[i].flags = F_FILE;
+			row[i].index = from + i - first;
+		}
+		row[i].kind = base_kind(&row[i]);
+	}
+}
+
+static void do_munmap(uint32_t first, uint32_t nr)
+{
+	int error = munmap(page_addr(first), nr * PAGE) ? errno : 0;
+	uint32_t i;
+
+	if (!as_predicted("munmap", error, 0, first, nr))
+		return;
+	for (i = first; i < first + nr; i++)
+		set_unmapped(&me->pages[i]);
+}
+
+static void do_mprotect(uint32_t first, uint32_t nr, int prot)
+{
+	struct page *row = me->pages;
+	int error = mprotect(page_addr(first), nr * PAGE, prot) ? errno : 0;
+	int predicted = 0;
+	uint32_t i, end;
+
+	/* up to the first hole */
+	for (end = first; end < first + nr && row[end].kind != NONE; end++)
+		;
+	if (end < first + nr)
+		predicted = ENOMEM;
+	if (!as_predicted("mprotect", error, predicted, first, nr))
+		return;
+	for (i = first; i < end; i++)
+		row[i].prot = prot;
+}
+
+/* Moved with all that is in it. */
+static void move_page(struct page *to, struct page *from)
+{
+	*to = *from;
+	set_unmapped(from);
+}
+
+/* In place, to @new_nr pages. */
+static void do_resize(uint32_t first, uint32_t nr, uint32_t new_nr)
+{
+	struct page *row = me->pages;
+	struct page *p = &row[first];
+	int error = 0;
+	uint32_t i;
+
+	if (mremap(page_addr(first), nr * PAGE, new_nr * PAGE, 0) == MAP_FAILED)
+		error = errno;
+	if (p->kind == NONE) {
+		as_predicted("mremap", error, EFAULT, first, nr);
+		return;
+	}
+	if (new_nr <= nr) {
+		if (!as_predicted("shrinking mremap", error, 0, first, nr))
+			return;
+		for (i = new_nr; i < nr; i++)
+			set_unmapped(&p[i]);
+		return;
+	}
+	if (error) {
+		/* cannot, is not one VMA, or no memory: nothing happened */
+		add(&shm->failed, 1);
+		if (error != ENOMEM && error != EFAULT && error != EAGAIN)
+			fail("member %u: mremap of page %u from %u to %u pages: %s",
+			     my_slot, first, nr, new_nr, strerror(error));
+		return;
+	}
+	if (!one_vma(p, nr) || any_mapped(p + nr, new_nr - nr)) {
+		fail("member %u: mremap of page %u grew from %u to %u pages",
+		     my_slot, first, nr, new_nr);
+		return;
+	}
+	for (i = nr; i < new_nr; i++) {
+		p[i] = *p;
+		p[i].index = p->index + i;
+		p[i].flags &= F_VMA;
+		drop_content(&p[i]);
+	}
+}
+
+/* To another place, with another size maybe. */
+static void do_move(uint32_t first, uint32_t nr, uint32_t to, uint32_t new_nr,
+		    bool keep)
+{
+	struct page *row = me->pages;
+	int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+	uint32_t copied = nr < new_nr ? nr : new_nr;
+	bool overlap = first < to + new_nr && to < first + nr;
+	struct page like;
+	bool locked;
+	int error = 0;
+	uint32_t i;
+	void *p;
+
+	if (keep) {
+		flags |= MREMAP_DONTUNMAP;
+		new_nr = nr;
+	}
+	p = mremap(page_addr(first), nr * PAGE, new_nr * PAGE, flags,
+		   page_addr(to));
+	if (p == MAP_FAILED)
+		error = errno;
+	if (overlap || row[first].kind == NONE) {
+		as_predicted("mremap", error, overlap ? EINVAL : EFAULT,
+			     first, nr);
+		return;
+	}
+	if (error) {
+		add(&shm->failed, 1);
+		if (for_want_of_memory(error)) {
+			reread_maps(first, nr, false);
+			reread_maps(to, new_nr, false);
+			return;
+		}
+		if (error == EFAULT && copied > 1)
+			return;
+		fail("member %u: mremap of %u pages at page %u to %u: %s",
+		     my_slot, nr, first, to, strerror(error));
+		return;
+	}
+	if (nr != new_nr && !one_vma(&row[first], copied)) {
+		fail("member %u: mremap of %u pages at page %u to %u pages: succeeded across VMAs",
+		     my_slot, nr, first, new_nr);
+		return;
+	}
+	like = row[first];
+	like.flags &= F_VMA;
+	locked = keep && any_flag(&row[first], nr, F_LOCKED);
+	for (i = 0; i < copied; i++) {
+		/* between VMAs nothing is moved, and nothing unmapped */
+		if (row[first + i].kind == NONE)
+			continue;
+		move_page(&row[to + i], &row[first + i]);
+		if (!keep)
+			continue;
+		row[first + i] = row[to + i];
+		row[first + i].flags &= F_VMA & ~F_LOCKED;
+		drop_content(&row[first + i]);
+		if (row[to + i].flags & F_UNKNOWN)
+			row[first + i].flags |= F_UNKNOWN;
+	}
+	for (i = new_nr; i < nr; i++)
+		set_unmapped(&row[first + i]);
+	for (i = copied; i < new_nr; i++) {
+		row[to + i] = like;
+		row[to + i].index = like.index + i;
+		drop_content(&row[to + i]);
+	}
+	if (locked)
+		reread_maps(0, NR_PAGES, true);
+}
+
+/* One page: the error that stops madvise() there, or what it does to it. */
+static int advise_page(struct page *p, int advice, bool commit)
+{
+	switch (advice) {
+	case MADV_DONTNEED:
+		if (p->flags & F_LOCKED)
+			return -EINVAL;
+		fallthrough;
+	case MADV_DONTNEED_LOCKED:
+		if (commit && !(p->flags & F_UNKNOWN) && !shm->forget)
+			drop_content(p);
+		return 0;
+	case MADV_FREE:
+		if (p->flags & (F_LOCKED | F_FILE))
+			return -EINVAL;
+		if (commit && p->kind == VALUE)
+			p->flags |= F_MAYBE;
+		return 0;
+	case MADV_GUARD_INSTALL:
+		if (p->flags & F_LOCKED)
+			return -EINVAL;
+		if (commit) {
+			drop_content(p);
+			p->flags |= F_GUARD;
+		}
+		return 0;
+	case MADV_GUARD_REMOVE:
+		if (commit)
+			p->flags &= ~F_GUARD;
+		return 0;
+	case MADV_WIPEONFORK:
+		if (p->flags & F_FILE)
+			return -EINVAL;
+		if (commit)
+			p->flags |= F_WIPE;
+		return 0;
+	case MADV_KEEPONFORK:
+		if (commit)
+			p->flags &= ~F_WIPE;
+		return 0;
+	case MADV_DONTFORK:
+		if (commit)
+			p->flags |= F_DONTFORK;
+		return 0;
+	case MADV_DOFORK:
+		if (commit)
+			p->flags &= ~F_DONTFORK;
+		return 0;
+	}
+	return 0;
+}
+
+/* Holes are skipped, and reported in the end. */
+static int advise_range(uint32_t first, uint32_t nr, int advice, bool commit)
+{
+	int error, hole = 0;
+	uint32_t i;
+
+	for (i = first; i < first + nr; i++) {
+		struct page *p = &me->pages[i];
+
+		if (p->kind == NONE) {
+			hole = -ENOMEM;
+			continue;
+		}
+		error = advise_page(p, advice, commit);
+		if (error)
+			return error;
+	}
+	return hole;
+}
+
+static void do_madvise(uint32_t first, uint32_t nr, int advice)
+{
+	int predicted = -advise_range(first, nr, advice, false);
+	int error;
+
+	error = madvise(page_addr(first), nr * PAGE, advice) ? errno : 0;
+	switch (advice) {
+	case MADV_DONTNEED:
+	case MADV_DONTNEED_LOCKED:
+	case MADV_FREE:
+	case MADV_GUARD_INSTALL:
+	case MADV_GUARD_REMOVE:
+	case MADV_WIPEONFORK:
+	case MADV_KEEPONFORK:
+	case MADV_DONTFORK:
+	case MADV_DOFORK:
+		if (as_predicted("madvise", error, predicted, first, nr))
+			advise_range(first, nr, advice, true);
+		break;
+	default:
+		if (error)
+			add(&shm->failed, 1);
+	}
+}
+
+static void do_mlock(uint32_t first, uint32_t nr, bool lock, bool on_fault)
+{
+	uint32_t i, end;
+	int error;
+
+	if (!lock)
+		error = munlock(page_addr(first), nr * PAGE);
+	else if (on_fault)
+		error = syscall(SYS_mlock2, page_addr(first), nr * PAGE, 1);
+	else
+		error = mlock(page_addr(first), nr * PAGE);
+	for (end = first; end < first + nr; end++)
+		if (me->pages[end].kind == NONE)
+			break;
+	if (error) {
+		add(&shm->failed, 1);
+		reread_maps(first, nr, true);
+		return;
+	}
+	if (end < first + nr) {
+		fail("member %u: mlock of %u pages at page %u succeeded, page %u is a hole",
+		     my_slot, nr, first, end);
+		return;
+	}
+	for (i = first; i < end; i++) {
+		me->pages[i].flags &= ~F_LOCKED;
+		if (lock)
+			me->pages[i].flags |= F_LOCKED;
+	}
+}
+
+struct uffd_api {
+	uint64_t api;
+	uint64_t features;
+	uint64_t ioctls;
+};
+
+struct uffd_register {
+	uint64_t start;
+	uint64_t len;
+	uint64_t mode;
+	uint64_t ioctls;
+};
+
+struct uffd_move {
+	uint64_t dst;
+	uint64_t src;
+	uint64_t len;
+	uint64_t mode;
+	int64_t move;
+};
+
+#define UFFD_API_IOCTL		_IOWR(0xaa, 0x3f, struct uffd_api)
+#define UFFD_REGISTER_IOCTL	_IOWR(0xaa, 0x00, struct uffd_register)
+#define UFFD_MOVE_IOCTL		_IOWR(0xaa, 0x05, struct uffd_move)
+#define UFFD_FEATURE_MOVE	0x10000
+
+/*
+ * Moves pages, not mappings. Holes are skipped; which of the pages that hold
+ * zeroes are holes is not known, and makes no difference.
+ */
+static void do_uffd_move(uint32_t first, uint32_t nr, uint32_t to)
+{
+	struct page *row = me->pages;
+	struct uffd_api api = { .api = 0xaa };
+	struct uffd_register reg = {
+		.start = ARENA + to * PAGE,
+		.len = nr * PAGE,
+		.mode = 1,
+	};
+	struct uffd_move move = {
+		.dst = ARENA + to * PAGE,
+		.src = ARENA + first * PAGE,
+		.len = nr * PAGE,
+		.mode = 2,
+	};
+	uint32_t i, moved;
+	int fd;
+
+	if (first < to + nr && to < first + nr)
+		return;
+	if (any_flag(&row[first], nr, F_MAYBE | F_GUARD | F_UNKNOWN) ||
+	    any_flag(&row[to], nr, F_MAYBE | F_GUARD | F_UNKNOWN))
+		return;
+	/* it does not replace what is there */
+	do_madvise(to, nr, MADV_DONTNEED);
+	fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | 1);
+	if (fd < 0)
+		return;
+	api.features = UFFD_FEATURE_MOVE;
+	if (ioctl(fd, UFFD_API_IOCTL, &api) ||
+	    ioctl(fd, UFFD_REGISTER_IOCTL, &reg)) {
+		add(&shm->failed, 1);
+		close(fd);
+		return;
+	}
+	if (ioctl(fd, UFFD_MOVE_IOCTL, &move))
+		add(&shm->failed, 1);
+	close(fd);
+	moved = move.move > 0 ? move.move / PAGE : 0;
+	if (moved > nr) {
+		fail("member %u: UFFDIO_MOVE moved %u of %u pages", my_slot,
+		     moved, nr);
+		return;
+	}
+	for (i = 0; i < moved; i++) {
+		struct page *from = &row[first + i], *p = &row[to + i];
+
+		if (from->kind != VALUE)
+			continue;
+		p->kind = VALUE;
+		p->value = from->value;
+		drop_content(from);
+	}
+}
+
+static void remote_advice(pid_t pid, uint32_t first, uint32_t nr, int advice)
+{
+	struct iovec range = {
+		.iov_base = page_addr(first),
+		.iov_len = nr * PAGE,
+	};
+	int fd = syscall(__NR_pidfd_open, pid, 0);
+
+	if (fd < 0)
+		return;
+	if (syscall(__NR_process_madvise, fd, &range, 1, advice, 0) < 0)
+		add(&shm->failed, 1);
+	close(fd);
+}
+
+#define MOVE_BATCH		64
+
+static void move_to_node(pid_t pid, uint32_t first, uint32_t nr, int node)
+{
+	void *pages[MOVE_BATCH];
+	int nodes[MOVE_BATCH], status[MOVE_BATCH];
+	uint32_t i, n;
+
+	for (; nr; first += n, nr -= n) {
+		n = nr < MOVE_BATCH ? nr : MOVE_BATCH;
+		for (i = 0; i < n; i++) {
+			pages[i] = page_addr(first + i);
+			nodes[i] = node;
+		}
+		if (!syscall(SYS_move_pages, pid, n, pages, nodes, status,
+			     MPOL_MOVE_ALL) || errno != EPERM)
+			continue;
+		syscall(SYS_move_pages, pid, n, pages, nodes, status,
+			MPOL_MOVE);
+	}
+}
+
+static void split_huge(pid_t pid, uint32_t first, uint32_t nr)
+{
+	char text[80];
+
+	snprintf(text, sizeof(text), "%d,0x%lx,0x%lx", pid,
+		 ARENA + first * PAGE, ARENA + (first + nr) * PAGE);
+	write_file("/sys/kernel/debug/split_huge_pages", text);
+}
+
+static void clear_soft_dirty(pid_t pid)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/%d/clear_refs", pid);
+	write_file(path, "4");
+}
+
+/* Members */
+
+static void become(uint32_t slot)
+{
+	my_slot = slot;
+	me = &shm->member[slot];
+	if (mem_fd >= 0)
+		close(mem_fd);
+	mem_fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	__atomic_store_n(&me->pid, getpid(), __ATOMIC_RELEASE);
+}
+
+static bool take_slot(uint32_t slot, uint32_t depth, uint64_t rng)
+{
+	struct member *m = &shm->member[slot];
+	uint32_t unused = 0;
+
+	if (slot >= shm->max_procs ||
+	    !__atomic_compare_exchange_n(&m->used, &unused, 1, false,
+					 __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return false;
+	m->depth = depth;
+	m->posted = 0;
+	m->done = 0;
+	m->paused = 0;
+	m->rng = rng;
+	m->nr_recent = 0;
+	memset(m->pages, 0, sizeof(m->pages));
+	return true;
+}
+
+static void release_slot(struct member *m)
+{
+	/* who sees the slot in use again must not take this for its process */
+	__atomic_store_n(&m->pid, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&m->used, 0, __ATOMIC_RELEASE);
+}
+
+static void do_fork(uint32_t slot)
+{
+	struct member *child;
+	pid_t pid;
+	int i;
+
+	if (me->depth + 1 >= MAX_DEPTH ||
+	    !take_slot(slot, me->depth + 1, rnd(&me->rng)))
+		return;
+	child = &shm->member[slot];
+	inherit(child->pages, me->pages);
+	pid = fork();
+	if (!pid) {
+		become(slot);
+		return;
+	}
+	if (pid < 0) {
+		add(&shm->failed, 1);
+		release_slot(child);
+		return;
+	}
+	add(&shm->forks, 1);
+	for (i = 0; !shm->race && i < 100000; i++) {
+		if (__atomic_load_n(&child->pid, __ATOMIC_ACQUIRE))
+			break;
+		usleep(20);
+	}
+}
+
+static void leave(void)
+{
+	add(&shm->exits, 1);
+	if (shm->race)
+		release_slot(me);
+	_exit(0);
+}
+
+static void do_exec(void)
+{
+	char slot[12], shm_arg[12], file_arg[12];
+
+	snprintf(slot, sizeof(slot), "%u", my_slot);
+	snprintf(shm_arg, sizeof(shm_arg), "%d", shm_fd);
+	snprintf(file_arg, sizeof(file_arg), "%d", file_fd);
+	execl("/proc/self/exe", "cow_context_fuzz", "--member", slot, shm_arg,
+	      file_arg, NULL);
+	add(&shm->failed, 1);
+}
+
+static void execute(struct op *op)
+{
+	uint32_t *a = op->a;
+	struct member *other;
+	pid_t pid = 0;
+
+	current_op = op;
+	add(&shm->ops, 1);
+	if (op->code == OP_MOVE_PAGES || op->code == OP_REMOTE ||
+	    op->code == OP_SPLIT) {
+		other = &shm->member[a[3] % MAX_PROCS];
+		if (__atomic_load_n(&other->used, __ATOMIC_ACQUIRE))
+			pid = other->pid;
+		if (!pid)
+			return;
+	}
+	switch (op->code) {
+	case OP_FORK:
+		do_fork(a[0]);
+		break;
+	case OP_EXIT:
+		leave();
+		break;
+	case OP_EXEC:
+		do_exec();
+		break;
+	case OP_WRITE:
+		write_pages(a[0], a[1], a[2], a[3], a[4]);
+		break;
+	case OP_VERIFY:
+		verify(a[0], a[1], a[2]);
+		break;
+	case OP_PEEK:
+		peek(a[3] % MAX_PROCS, a[0], a[1], a[2]);
+		break;
+	case OP_MMAP:
+		do_mmap(a[0], a[1], a[2], a[3], -1);
+		break;
+	case OP_MMAP_FILE:
+		do_mmap(a[0], a[1], a[2], 0, a[3]);
+		break;
+	case OP_MUNMAP:
+		do_munmap(a[0], a[1]);
+		break;
+	case OP_MPROTECT:
+		do_mprotect(a[0], a[1], a[2]);
+		break;
+	case OP_RESIZE:
+		do_resize(a[0], a[1], a[2]);
+		break;
+	case OP_MOVE:
+		do_move(a[0], a[1], a[2], a[3], false);
+		break;
+	case OP_DONTUNMAP:
+		do_move(a[0], a[1], a[2], a[1], true);
+		break;
+	case OP_MADVISE:
+		do_madvise(a[0], a[1], a[2]);
+		break;
+	case OP_MLOCK:
+		do_mlock(a[0], a[1], true, a[2]);
+		break;
+	case OP_MUNLOCK:
+		do_mlock(a[0], a[1], false, false);
+		break;
+	case OP_SOFT_DIRTY:
+		clear_soft_dirty(getpid());
+		break;
+	case OP_MOVE_PAGES:
+		move_to_node(pid, a[0], a[1], a[2]);
+		break;
+	case OP_REMOTE:
+		remote_advice(pid, a[0], a[1], a[2]);
+		break;
+	case OP_UFFD_MOVE:
+		do_uffd_move(a[0], a[1], a[2]);
+		break;
+	case OP_SPLIT:
+		split_huge(pid, a[0], a[1]);
+		break;
+	case OP_COMPACT:
+		write_file("/proc/sys/vm/compact_memory", "1");
+		break;
+	}
+}
+
+/* Which operation comes next? */
+
+static const struct {
+	uint32_t code;
+	uint32_t weight;
+} weights[] = {
+	{ OP_FORK, 60 },	{ OP_EXIT, 60 },	{ OP_EXEC, 2 },
+	{ OP_WRITE, 240 },	{ OP_VERIFY, 90 },	{ OP_PEEK, 30 },
+	{ OP_MMAP, 45 },	{ OP_MMAP_FILE, 12 },	{ OP_MUNMAP, 15 },
+	{ OP_MPROTECT, 45 },	{ OP_RESIZE, 25 },	{ OP_MOVE, 80 },
+	{ OP_DONTUNMAP, 30 },	{ OP_MADVISE, 200 },	{ OP_MLOCK, 10 },
+	{ OP_MUNLOCK, 12 },	{ OP_SOFT_DIRTY, 3 },	{ OP_MOVE_PAGES, 50 },
+	{ OP_REMOTE, 30 },	{ OP_UFFD_MOVE, 25 },	{ OP_SPLIT, 15 },
+	{ OP_COMPACT, 1 },
+};
+
+static const struct {
+	int advice;
+	uint32_t weight;
+} advices[] = {
+	{ MADV_DONTNEED, 30 },		{ MADV_DONTNEED_LOCKED, 8 },
+	{ MADV_FREE, 25 },		{ MADV_COLD, 10 },
+	{ MADV_PAGEOUT, 40 },		{ MADV_HUGEPAGE, 20 },
+	{ MADV_NOHUGEPAGE, 5 },		{ MADV_COLLAPSE, 25 },
+	{ MADV_MERGEABLE, 15 },		{ MADV_UNMERGEABLE, 8 },
+	{ MADV_POPULATE_READ, 6 },	{ MADV_POPULATE_WRITE, 12 },
+	{ MADV_GUARD_INSTALL, 15 },	{ MADV_GUARD_REMOVE, 20 },
+	{ MADV_WIPEONFORK, 8 },		{ MADV_KEEPONFORK, 10 },
+	{ MADV_DONTFORK, 8 },		{ MADV_DOFORK, 12 },
+	{ MADV_WILLNEED, 4 },
+};
+
+/*
+ * Most happens around the border of two page tables, so that operations meet;
+ * some of it to huge pages, or to most of the arena.
+ */
+static void random_range(uint64_t *rng, uint32_t *first, uint32_t *nr)
+{
+	uint32_t what = below(rng, 100);
+	uint32_t from = 0, window = NR_PAGES;
+
+	if (what < 55)
+		*nr = 1 + below(rng, 8);
+	else if (what < 80)
+		*nr = 1 + below(rng, 64);
+	else if (what < 88)
+		*nr = 1 + below(rng, 600);
+	else
+		*nr = PMD_PAGES;
+	if (*nr <= 64 && below(rng, 100) < 75) {
+		from = PMD_PAGES - 80;
+		window = 160;
+	}
+	if (what >= 88 && what < 97)
+		*first = below(rng, NR_PAGES / PMD_PAGES) * PMD_PAGES;
+	else
+		*first = from + below(rng, window - *nr + 1);
+}
+
+static uint32_t random_prot(uint64_t *rng)
+{
+	uint32_t r = below(rng, 12);
+
+	return r < 8 ? PROT_READ | PROT_WRITE : r < 10 ? PROT_READ : PROT_NONE;
+}
+
+static int random_used_slot(uint64_t *rng)
+{
+	uint32_t i, slot = below(rng, shm->max_procs);
+
+	for (i = 0; i < shm->max_procs; i++) {
+		if (__atomic_load_n(&shm->member[slot].used, __ATOMIC_ACQUIRE))
+			return slot;
+		slot = (slot + 1) % shm->max_procs;
+	}
+	return -1;
+}
+
+static int free_slot(void)
+{
+	uint32_t i;
+
+	for (i = 0; i < shm->max_procs; i++)
+		if (!__atomic_load_n(&shm->member[i].used, __ATOMIC_ACQUIRE))
+			return i;
+	return -1;
+}
+
+static uint32_t nr_members(void)
+{
+	uint32_t i, n = 0;
+
+	for (i = 0; i < MAX_PROCS; i++)
+		n += !!__atomic_load_n(&shm->member[i].used, __ATOMIC_ACQUIRE);
+	return n;
+}
+
+static uint32_t random_code(uint64_t *rng)
+{
+	uint32_t i, sum = 0;
+
+	for (i = 0; i < ARRAY_SIZE(weights); i++)
+		sum += weights[i].weight;
+	sum = below(rng, sum);
+	for (i = 0; sum >= weights[i].weight; i++)
+		sum -= weights[i].weight;
+	return weights[i].code;
+}
+
+static int random_advice(uint64_t *rng)
+{
+	uint32_t i, sum = 0;
+
+	for (i = 0; i < ARRAY_SIZE(advices); i++)
+		sum += advices[i].weight;
+	sum = below(rng, sum);
+	for (i = 0; sum >= advices[i].weight; i++)
+		sum -= advices[i].weight;
+	return advices[i].advice;
+}
+
+static bool barely_mapped(const struct member *m)
+{
+	uint32_t i, n = 0;
+
+	for (i = 0; i < NR_PAGES; i += 16)
+		n += m->pages[i].kind != NONE;
+	return n < NR_PAGES / 16 / 3;
+}
+
+/* Changes the range to one that can grow. */
+static void before_hole(const struct member *m, uint32_t *a)
+{
+	const struct page *row = m->pages;
+	uint32_t i, start;
+
+	for (i = a[0] + 1; i < NR_PAGES; i++)
+		if (row[i].kind == NONE && row[i - 1].kind != NONE)
+			break;
+	if (i == NR_PAGES)
+		return;
+	for (start = i - 1; start && i - start < 8; start--)
+		if (!one_vma(&row[start - 1], i - start + 1))
+			break;
+	a[0] = start;
+	a[1] = i - start;
+	for (; i < NR_PAGES && i - start < 40 && row[i].kind == NONE; i++)
+		;
+	a[2] = i - start;
+}
+
+/* An operation for @who; false when this one does not make sense. */
+static bool generate(uint64_t *rng, uint32_t who, struct op *op)
+{
+	struct member *m = &shm->member[who];
+	uint32_t *a = op->a;
+	int slot;
+
+	memset(op, 0, sizeof(*op));
+	op->who = who;
+	if (barely_mapped(m) && below(rng, 2)) {
+		op->code = OP_MMAP;
+		a[0] = below(rng, 2) * PMD_PAGES;
+		a[1] = NR_PAGES - a[0];
+		a[2] = PROT_READ | PROT_WRITE;
+		a[3] = below(rng, 4);
+		return true;
+	}
+	op->code = random_code(rng);
+	random_range(rng, &a[0], &a[1]);
+	switch (op->code) {
+	case OP_FORK:
+		slot = free_slot();
+		if (slot < 0 || m->depth + 1 >= MAX_DEPTH)
+			return false;
+		memset(a, 0, sizeof(op->a));
+		a[0] = slot;
+		break;
+	case OP_EXIT:
+		if (nr_members() < 3 + below(rng, shm->max_procs))
+			return false;
+		fallthrough;
+	case OP_EXEC:
+	case OP_SOFT_DIRTY:
+		memset(a, 0, sizeof(op->a));
+		break;
+	case OP_WRITE:
+		a[2] = below(rng, 8);
+		a[2] = a[2] < 6 ? WRITE_DIRECT : a[2] - 5;
+		a[3] = below(rng, 4) ? 1 : 1 + below(rng, 7);
+		a[4] = __atomic_add_fetch(&shm->seq, 1, __ATOMIC_RELAXED);
+		if (!below(rng, 4))
+			a[4] = 1U << 31 | below(rng, 4);
+		break;
+	case OP_VERIFY:
+		if (!below(rng, 8)) {
+			a[0] = 0;
+			a[1] = NR_PAGES;
+		}
+		a[2] = below(rng, VERIFY_FORCED + 1);
+		if (a[2] == VERIFY_PINNED && !shm->pins)
+			a[2] = VERIFY_DIRECT;
+		break;
+	case OP_PEEK:
+	case OP_MOVE_PAGES:
+	case OP_REMOTE:
+	case OP_SPLIT:
+		slot = random_used_slot(rng);
+		if (slot < 0 || (op->code == OP_SPLIT && !shm->system))
+			return false;
+		a[3] = slot;
+		if (op->code == OP_PEEK)
+			a[2] = shm->pins;
+		else if (op->code == OP_MOVE_PAGES)
+			a[2] = below(rng, shm->nodes);
+		else if (op->code == OP_REMOTE)
+			a[2] = below(rng, 4) ? MADV_PAGEOUT :
+				below(rng, 2) ? MADV_COLLAPSE : MADV_COLD;
+		break;
+	case OP_MMAP:
+		a[2] = random_prot(rng);
+		a[3] = below(rng, 4);
+		break;
+	case OP_MMAP_FILE:
+		a[2] = random_prot(rng);
+		a[3] = below(rng, FILE_PAGES - 100);
+		break;
+	case OP_MPROTECT:
+		a[2] = random_prot(rng);
+		break;
+	case OP_RESIZE:
+		a[2] = 1 + below(rng, a[1] * 2);
+		if (below(rng, 2))
+			before_hole(m, a);
+		if (a[2] == a[1] || a[0] + a[2] > NR_PAGES)
+			return false;
+		break;
+	case OP_MOVE:
+		a[3] = a[1];
+		if (!below(rng, 4))
+			a[3] = 1 + below(rng, a[1] * 2);
+		if (a[3] > NR_PAGES)
+			return false;
+		a[2] = below(rng, NR_PAGES - a[3] + 1);
+		if (a[3] == PMD_PAGES && below(rng, 4))
+			a[2] -= a[2] % PMD_PAGES;
+		break;
+	case OP_UFFD_MOVE:
+		/* within one mapping each, and nothing shared */
+		if (below(rng, 4))
+			a[1] = 1 + below(rng, a[1] < 8 ? a[1] : 8);
+		fallthrough;
+	case OP_DONTUNMAP:
+		a[2] = below(rng, NR_PAGES - a[1] + 1);
+		if (a[1] == PMD_PAGES && below(rng, 4))
+			a[2] -= a[2] % PMD_PAGES;
+		break;
+	case OP_MADVISE:
+		a[2] = random_advice(rng);
+		if (a[2] == MADV_FREE && shm->pins)
+			a[2] = MADV_DONTNEED;
+		if (!shm->guards && (a[2] == MADV_GUARD_INSTALL ||
+				     a[2] == MADV_GUARD_REMOVE))
+			return false;
+		break;
+	case OP_MLOCK:
+		a[2] = below(rng, 2);
+		break;
+	case OP_COMPACT:
+		if (!shm->system)
+			return false;
+		memset(a, 0, sizeof(op->a));
+		break;
+	}
+	return true;
+}
+
+static bool stopped(void)
+{
+	return __atomic_load_n(&shm->stop, __ATOMIC_ACQUIRE);
+}
+
+static void acknowledge(struct member *m)
+{
+	__atomic_store_n(&m->done, m->posted, __ATOMIC_RELEASE);
+	futex(&m->done, FUTEX_WAKE, INT_MAX, 0);
+}
+
+static void race_round(void)
+{
+	struct op op;
+
+	if (shm->pause) {
+		__atomic_store_n(&me->paused, 1, __ATOMIC_RELEASE);
+		usleep(1000);
+		return;
+	}
+	__atomic_store_n(&me->paused, 0, __ATOMIC_RELEASE);
+	if (!generate(&me->rng, my_slot, &op))
+		return;
+	me->recent[me->nr_recent % NR_RECENT] = op;
+	me->nr_recent++;
+	execute(&op);
+}
+
+static void member_loop(void)
+{
+	struct member *m;
+	uint32_t done;
+
+	while (!stopped()) {
+		if (kill(shm->conductor, 0))
+			_exit(1);
+		if (shm->race) {
+			race_round();
+			continue;
+		}
+		m = me;
+		done = m->done;
+		if (__atomic_load_n(&m->posted, __ATOMIC_ACQUIRE) == done) {
+			futex(&m->posted, FUTEX_WAIT, done, 1);
+			continue;
+		}
+		execute(&m->op);
+		if (me == m)
+			acknowledge(m);
+	}
+	_exit(0);
+}
+
+/* The conductor */
+
+static double shrink_seconds = 60;
+static uint32_t epoch_ops = 4000;
+static bool unresponsive;
+
+static bool gone(pid_t pid)
+{
+	return kill(pid, 0) && errno == ESRCH;
+}
+
+static void spawn(uint32_t slot, uint64_t rng)
+{
+	struct member *m = &shm->member[slot];
+	pid_t pid;
+	int i;
+
+	if (!take_slot(slot, 0, rng))
+		return;
+	pid = fork();
+	if (pid < 0)
+		die("fork");
+	if (!pid) {
+		become(slot);
+		member_loop();
+	}
+	for (i = 0; !__atomic_load_n(&m->pid, __ATOMIC_ACQUIRE); i++) {
+		if (i == 1000000)
+			die("a new member does not start");
+		usleep(20);
+	}
+}
+
+/* Lets @m execute @op and waits for it. */
+static void tell(struct member *m, const struct op *op)
+{
+	double deadline = now() + REPLY_SECONDS;
+	pid_t pid = m->pid;
+
+	m->op = *op;
+	__atomic_store_n(&m->posted, m->posted + 1, __ATOMIC_RELEASE);
+	futex(&m->posted, FUTEX_WAKE, INT_MAX, 0);
+	while (__atomic_load_n(&m->done, __ATOMIC_ACQUIRE) != m->posted) {
+		if (op->code == OP_EXIT)
+			usleep(50);
+		else
+			futex(&m->done, FUTEX_WAIT, m->posted - 1, 0.2);
+		if (gone(pid)) {
+			if (op->code != OP_EXIT)
+				fail("member %u (%d) has died",
+				     (uint32_t)(m - shm->member), pid);
+			release_slot(m);
+			return;
+		}
+		if (failed() && now() > deadline - REPLY_SECONDS + 5)
+			return;
+		if (now() > deadline) {
+			unresponsive = true;
+			fail("member %u (%d) does not answer",
+			     (uint32_t)(m - shm->member), pid);
+			return;
+		}
+	}
+}
+
+static void tell_op(const struct op *op)
+{
+	struct member *m;
+
+	if (op->who >= MAX_PROCS || op->code >= NR_OPS)
+		return;
+	my_slot = op->who;
+	current_op = (struct op *)op;
+	m = &shm->member[op->who];
+	if (op->code == OP_SPAWN)
+		spawn(op->who, 0);
+	else if (m->used)
+		tell(m, op);
+}
+
+static void end_family(void)
+{
+	double start = now();
+	uint32_t i, left;
+	struct member *m;
+	pid_t pid;
+
+	__atomic_store_n(&shm->stop, 1, __ATOMIC_RELEASE);
+	do {
+		left = 0;
+		for (i = 0; i < MAX_PROCS; i++) {
+			m = &shm->member[i];
+			futex(&m->posted, FUTEX_WAKE, INT_MAX, 0);
+			if (!m->used)
+				continue;
+			pid = __atomic_load_n(&m->pid, __ATOMIC_ACQUIRE);
+			if (pid && gone(pid)) {
+				release_slot(m);
+				continue;
+			}
+			left++;
+			if (pid && now() > start + 10)
+				kill(pid, SIGKILL);
+		}
+		usleep(left ? 500 : 0);
+	} while (left && now() < start + REPLY_SECONDS);
+	if (left) {
+		unresponsive = true;
+		fail("%u members do not end", left);
+	}
+}
+
+static void new_family(void)
+{
+	memset(&shm->failure, 0, sizeof(shm->failure));
+	shm->stop = 0;
+	shm->pause = 0;
+}
+
+/* One number of a file of "name: value" lines; -1 when there is none. */
+static long read_number(const char *path, const char *name)
+{
+	char line[256];
+	long value = -1;
+	size_t len = strlen(name);
+	FILE *f = fopen(path, "re");
+
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, len) &&
+		    (line[len] == ':' || line[len] == ' '))
+			value = atol(line + len + 1);
+	if (f)
+		fclose(f);
+	return value;
+}
+
+static void print_file(const char *path, int lines)
+{
+	char line[256];
+	FILE *f = fopen(path, "re");
+
+	while (f && lines-- && fgets(line, sizeof(line), f))
+		printf("# %s", line);
+	if (f)
+		fclose(f);
+}
+
+#define COW_DIR			"/sys/kernel/debug/cow_context/"
+
+static long stats_before[2];
+
+/* The kernel's own opinion, where it has one. */
+static void check_kernel(bool first)
+{
+	static const char * const names[] = { "missed", "unfindable" };
+	long value;
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		value = read_number(COW_DIR "stats", names[i]);
+		if (value > 0 && value > stats_before[i])
+			fail("%sstats: %s: %ld%s", COW_DIR, names[i], value,
+			     first ? " before the first operation" : "");
+		stats_before[i] = value;
+	}
+	value = read_number(COW_DIR "validate", "wrong");
+	if (value > 0) {
+		fail("%svalidate: wrong: %ld", COW_DIR, value);
+		print_file(COW_DIR "validate", 20);
+	}
+}
+
+static void verify_all(void)
+{
+	struct op op = { .code = OP_VERIFY, .a = { 0, NR_PAGES } };
+
+	for (op.who = 0; op.who < MAX_PROCS && !failed(); op.who++)
+		tell_op(&op);
+}
+
+static void report_failure(const char *what, uint64_t seed, long nr)
+{
+	struct failure *f = &shm->failure;
+	int i;
+
+	for (i = 0; i < 1000 && !f->ready; i++)
+		usleep(1000);
+	printf("# %s: seed %llu operation %ld: %u %s %u %u %u %u %u: %s\n",
+	       what, (unsigned long long)seed, nr, f->who,
+	       op_names[f->op.code], f->op.a[0], f->op.a[1], f->op.a[2],
+	       f->op.a[3], f->op.a[4], f->text);
+	fflush(stdout);
+}
+
+/* A new family executes @nr operations: does it fail? */
+static bool replay(const struct op *ops, uint32_t nr, uint32_t *failed_at)
+{
+	bool ret;
+	uint32_t i;
+
+	new_family();
+	for (i = 0; i < nr && !failed(); i++)
+		tell_op(&ops[i]);
+	if (failed_at)
+		*failed_at = i;
+	if (!failed())
+		verify_all();
+	if (!failed())
+		check_kernel(false);
+	ret = failed();
+	end_family();
+	return ret;
+}
+
+static void print_op(FILE *f, const struct op *op)
+{
+	fprintf(f, "%u %s %u %u %u %u %u\n", op->who, op_names[op->code],
+		op->a[0], op->a[1], op->a[2], op->a[3], op->a[4]);
+}
+
+static void save(const struct op *ops, uint32_t nr, uint64_t seed,
+		 const char *text)
+{
+	FILE *f = fopen(FAIL_FILE, "we");
+	uint32_t i;
+
+	if (!f) {
+		printf("# cannot write ./%s: %s\n", FAIL_FILE, strerror(errno));
+		return;
+	}
+	fprintf(f, "# seed %llu: %s\n", (unsigned long long)seed, text);
+	for (i = 0; i < nr; i++)
+		print_op(f, &ops[i]);
+	fclose(f);
+}
+
+/* Is @trial enough to fail?  Then it replaces what is in @ops. */
+static bool accept_trial(struct op *ops, uint32_t *nr, const struct op *trial,
+			 uint32_t n)
+{
+	if (!replay(trial, n, NULL))
+		return false;
+	memcpy(ops, trial, n * sizeof(*ops));
+	*nr = n;
+	return true;
+}
+
+static bool shrunk_enough(double deadline)
+{
+	return now() > deadline || unresponsive;
+}
+
+/* All that single members do. */
+static void drop_members(struct op *ops, uint32_t *nr, struct op *trial,
+			 double deadline)
+{
+	uint32_t who, i, n;
+
+	for (who = 0; who < MAX_PROCS && !shrunk_enough(deadline); who++) {
+		for (i = n = 0; i < *nr; i++)
+			if (ops[i].who != who)
+				trial[n++] = ops[i];
+		if (n < *nr)
+			accept_trial(ops, nr, trial, n);
+	}
+}
+
+/* Chunk by chunk. */
+static void drop_chunks(struct op *ops, uint32_t *nr, struct op *trial,
+			uint32_t chunk, double deadline)
+{
+	uint32_t start = 0, n;
+
+	while (start < *nr && !shrunk_enough(deadline)) {
+		n = *nr - start < chunk ? *nr - start : chunk;
+		memcpy(trial, ops, start * sizeof(*ops));
+		memcpy(trial + start, ops + start + n,
+		       (*nr - start - n) * sizeof(*ops));
+		if (!accept_trial(ops, nr, trial, *nr - n))
+			start += n;
+	}
+}
+
+/* Forks after which the parent might as well do what the child does. */
+static void drop_forks(struct op *ops, uint32_t *nr, struct op *trial,
+		       double deadline)
+{
+	uint32_t i = 0, k;
+
+	while (i < *nr && !shrunk_enough(deadline)) {
+		if (ops[i].code != OP_FORK) {
+			i++;
+			continue;
+		}
+		memcpy(trial, ops, i * sizeof(*ops));
+		for (k = i + 1; k < *nr; k++) {
+			trial[k - 1] = ops[k];
+			if (ops[k].who == ops[i].a[0])
+				trial[k - 1].who = ops[i].who;
+		}
+		if (!accept_trial(ops, nr, trial, *nr - 1))
+			i++;
+	}
+}
+
+/* Leaves out what is not needed to fail; returns how much is left. */
+static uint32_t shrink(struct op *ops, uint32_t nr)
+{
+	struct op *trial = malloc(nr * sizeof(*ops));
+	double deadline = now() + shrink_seconds;
+	uint32_t chunk, before;
+
+	if (!trial)
+		return nr;
+	drop_members(ops, &nr, trial, deadline);
+	for (chunk = (nr + 1) / 2; chunk > 1; chunk /= 2)
+		drop_chunks(ops, &nr, trial, chunk, deadline);
+	do {
+		before = nr;
+		drop_chunks(ops, &nr, trial, 1, deadline);
+		drop_forks(ops, &nr, trial, deadline);
+	} while (nr < before);
+	free(trial);
+	return nr;
+}
+
+/* Returns the number of operations left. */
+static uint32_t shrink_and_save(struct op *ops, uint32_t nr, uint64_t seed)
+{
+	char text[sizeof(shm->failure.text)];
+	uint32_t i, failed_at;
+
+	memcpy(text, shm->failure.text, sizeof(text));
+	save(ops, nr, seed, text);
+	if (unresponsive || !shrink_seconds) {
+		printf("# not shrunk, %u operations in ./%s\n", nr, FAIL_FILE);
+		return nr;
+	}
+	if (!replay(ops, nr, NULL)) {
+		printf("# not reproduced; %u operations in ./%s\n", nr,
+		       FAIL_FILE);
+		return nr;
+	}
+	nr = shrink(ops, nr);
+	if (!unresponsive && replay(ops, nr, &failed_at)) {
+		report_failure("shrunk", seed, failed_at);
+		memcpy(text, shm->failure.text, sizeof(text));
+	}
+	save(ops, nr, seed, text);
+	printf("# %u operations are left, also in ./%s:\n", nr, FAIL_FILE);
+	for (i = 0; i < nr; i++) {
+		printf("#   ");
+		print_op(stdout, &ops[i]);
+	}
+	fflush(stdout);
+	return nr;
+}
+
+/* Chooses the next operation of the whole family. */
+static void choose(uint64_t *rng, struct op *op)
+{
+	int who = random_used_slot(rng);
+
+	if (who < 0 || (!below(rng, 200) && free_slot() >= 0)) {
+		memset(op, 0, sizeof(*op));
+		op->code = OP_SPAWN;
+		op->who = free_slot();
+		return;
+	}
+	while (!generate(rng, who, op))
+		;
+}
+
+/*
+ * One operation after the other; now and then with a new family, so that not
+ * too many operations are recorded. Returns what is left of a failing sequence.
+ */
+static uint32_t run_ordered(uint64_t seed, double end, uint64_t max_ops)
+{
+	struct op *ops = malloc(epoch_ops * sizeof(*ops));
+	uint32_t n = 0, left;
+	uint64_t total = 0;
+	uint64_t rng = seed;
+
+	if (!ops)
+		die("malloc");
+	while (now() < end && total < max_ops && !failed()) {
+		new_family();
+		shm->seq = 0;
+		shm->pins = below(&rng, 2);
+		for (n = 0; n < epoch_ops && total < max_ops; n++, total++) {
+			if (now() > end || failed())
+				break;
+			choose(&rng, &ops[n]);
+			tell_op(&ops[n]);
+			if (n % CHECK_OPS == CHECK_OPS - 1)
+				check_kernel(false);
+		}
+		if (!failed())
+			verify_all();
+		if (!failed())
+			check_kernel(false);
+		end_family();
+	}
+	if (!failed()) {
+		free(ops);
+		return 0;
+	}
+	report_failure("failed", seed, total);
+	left = shrink_and_save(ops, n, seed);
+	shm->failure.taken = 1;
+	free(ops);
+	return left;
+}
+
+/* "who operation arguments", one a line; # starts a comment. */
+static struct op *load(const char *path, uint32_t *nr)
+{
+	FILE *f = fopen(path, "re");
+	struct op *ops = NULL, *op;
+	char line[256], name[32];
+	uint32_t code;
+
+	if (!f)
+		die(path);
+	*nr = 0;
+	while (fgets(line, sizeof(line), f)) {
+		if (line[0] == '#' || line[0] == '\n')
+			continue;
+		ops = realloc(ops, (*nr + 1) * sizeof(*ops));
+		if (!ops)
+			die("realloc");
+		op = &ops[*nr];
+		memset(op, 0, sizeof(*op));
+		if (sscanf(line, "%u %31s %u %u %u %u %u", &op->who, name,
+			   &op->a[0], &op->a[1], &op->a[2], &op->a[3],
+			   &op->a[4]) < 2) {
+			fprintf(stderr, "%s: not understood: %s", path, line);
+			exit(2);
+		}
+		for (code = 0; code < NR_OPS; code++)
+			if (!strcmp(name, op_names[code]))
+				break;
+		if (code == NR_OPS || op->who >= MAX_PROCS) {
+			fprintf(stderr, "%s: not understood: %s", path, line);
+			exit(2);
+		}
+		op->code = code;
+		(*nr)++;
+	}
+	fclose(f);
+	return ops;
+}
+
+/* Disturbers: what they do to the members changes no content. */
+
+static char swap_path[128];
+
+static void find_swap(void)
+{
+	char line[256];
+	FILE *f = fopen("/proc/swaps", "re");
+
+	if (f && fgets(line, sizeof(line), f) && fgets(line, sizeof(line), f))
+		sscanf(line, "%127s", swap_path);
+	if (f)
+		fclose(f);
+}
+
+/* Marks the page idle in the bitmap of all, and reads what it says. */
+static void touch_idle_bitmap(pid_t pid, uint32_t i)
+{
+	char path[40];
+	uint64_t entry = 0, bits;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (pread(fd, &entry, 8, (ARENA / PAGE + i) * 8) != 8)
+		entry = 0;
+	close(fd);
+	entry = entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+	if (!entry)
+		return;
+	fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	bits = ~0ULL;
+	if (pwrite(fd, &bits, 8, entry / 64 * 8) != 8 ||
+	    pread(fd, &bits, 8, entry / 64 * 8) != 8)
+		add(&shm->failed, 1);
+	close(fd);
+}
+
+static void read_smaps(pid_t pid)
+{
+	char path[40], buffer[4096];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	while (read(fd, buffer, sizeof(buffer)) > 0)
+		;
+	close(fd);
+}
+
+/* Faults in what is not there. */
+static void read_pages(pid_t pid, uint32_t first, uint32_t nr)
+{
+	int fd = open_mem(pid);
+	uint64_t words[4];
+	uint32_t i;
+
+	for (i = first; fd >= 0 && i < first + nr; i++) {
+		if (shm->pins)
+			pinned_words(pid, i, words);
+		else
+			forced_words(fd, i, words);
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
+static void disturb_system(uint64_t *rng, pid_t pid, uint32_t first,
+			   uint32_t nr)
+{
+	uint32_t r = below(rng, 1000);
+
+	if (r < 400)
+		split_huge(pid, first, nr);
+	else if (r < 950)
+		touch_idle_bitmap(pid, first);
+	else if (r < 995)
+		write_file("/proc/sys/vm/compact_memory", "1");
+	else if (swap_path[0] && !syscall(SYS_swapoff, swap_path))
+		syscall(SYS_swapon, swap_path, 0);
+}
+
+static void disturb(uint64_t *rng)
+{
+	int slot = random_used_slot(rng);
+	pid_t pid = slot < 0 ? 0 : shm->member[slot].pid;
+	uint32_t first, nr, r = below(rng, 100);
+
+	if (!pid || shm->pause) {
+		usleep(1000);
+		return;
+	}
+	random_range(rng, &first, &nr);
+	add(&shm->disturbed, 1);
+	if (r < 40)
+		move_to_node(pid, first, nr, below(rng, shm->nodes));
+	else if (r < 55)
+		remote_advice(pid, first, nr, MADV_PAGEOUT);
+	else if (r < 60)
+		remote_advice(pid, first, nr, MADV_COLD);
+	else if (r < 65)
+		remote_advice(pid, first, nr, MADV_COLLAPSE);
+	else if (r < 80)
+		read_pages(pid, first, nr);
+	else if (r < 82)
+		clear_soft_dirty(pid);
+	else if (r < 84)
+		read_smaps(pid);
+	else if (shm->system)
+		disturb_system(rng, pid, first, nr);
+}
+
+static void start_disturber(uint64_t rng)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		die("fork");
+	if (pid)
+		return;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (!stopped())
+		disturb(&rng);
+	_exit(0);
+}
+
+/* Lets all members rest, to ask the kernel whether all is as it should be. */
+static void check_paused(void)
+{
+	double deadline = now() + 5;
+	uint32_t i, busy;
+
+	shm->pause = 1;
+	do {
+		usleep(1000);
+		for (i = busy = 0; i < MAX_PROCS; i++)
+			busy += shm->member[i].used && !shm->member[i].paused;
+	} while (busy && now() < deadline && !failed());
+	if (!busy)
+		check_kernel(false);
+	shm->pause = 0;
+}
+
+static void check_deaths(void)
+{
+	uint32_t i;
+
+	for (i = 0; i < MAX_PROCS; i++) {
+		struct member *m = &shm->member[i];
+		pid_t pid = __atomic_load_n(&m->pid, __ATOMIC_ACQUIRE);
+
+		if (!m->used || !pid || !gone(pid))
+			continue;
+		if (m->used && m->pid == pid && !failed()) {
+			my_slot = i;
+			fail("member %u (%d) has died", i, pid);
+		}
+	}
+}
+
+/* Members that neither rest nor get on sleep on something that never comes. */
+static void check_progress(void)
+{
+	static uint32_t seen[MAX_PROCS];
+	static double since[MAX_PROCS];
+	uint32_t i;
+
+	for (i = 0; i < MAX_PROCS; i++) {
+		struct member *m = &shm->member[i];
+
+		if (!m->used || shm->pause || m->nr_recent != seen[i] ||
+		    !since[i]) {
+			seen[i] = m->nr_recent;
+			since[i] = now();
+		} else if (now() > since[i] + REPLY_SECONDS && !failed()) {
+			my_slot = i;
+			fail("member %u (%d) does not get on", i, m->pid);
+		}
+	}
+}
+
+/* Disturbers end on their own; a swapoff may take a while. */
+static void wait_for_children(void)
+{
+	double deadline = now() + REPLY_SECONDS;
+	pid_t pid;
+
+	do {
+		pid = waitpid(-1, NULL, WNOHANG);
+		usleep(1000);
+	} while ((pid >= 0 || errno == EINTR) && now() < deadline);
+	if (pid >= 0)
+		fail("a disturber does not end");
+}
+
+static void print_recent(const struct member *m)
+{
+	uint32_t n = m->nr_recent < NR_RECENT ? m->nr_recent : NR_RECENT;
+
+	if (shm->failure.op.code == OP_SPAWN || !n)
+		return;
+	printf("# the last %u operations of that member:\n", n);
+	for (; n; n--) {
+		printf("#   ");
+		print_op(stdout, &m->recent[(m->nr_recent - n) % NR_RECENT]);
+	}
+}
+
+static void run_race(uint64_t seed, double end, uint64_t max_ops)
+{
+	double next_check = now() + 2, checked;
+	uint64_t rng = seed;
+	int slot;
+
+	new_family();
+	shm->race = 1;
+	shm->pins = below(&rng, 2);
+	if (shm->system)
+		find_swap();
+	start_disturber(rnd(&rng));
+	start_disturber(rnd(&rng));
+	while (now() < end && shm->ops < max_ops && !failed()) {
+		slot = free_slot();
+		if (slot >= 0 && (nr_members() < 3 || !below(&rng, 500)))
+			spawn(slot, rnd(&rng));
+		usleep(2000);
+		check_deaths();
+		check_progress();
+		if (now() > next_check) {
+			checked = now();
+			check_paused();
+			next_check = now() + 2 + 10 * (now() - checked);
+		}
+	}
+	if (!failed())
+		check_paused();
+	end_family();
+	wait_for_children();
+	if (swap_path[0])
+		syscall(SYS_swapon, swap_path, 0);
+	if (!failed())
+		check_kernel(false);
+	if (failed()) {
+		report_failure("failed", seed, shm->ops);
+		print_recent(&shm->member[shm->failure.who]);
+	}
+}
+
+/* Counters and the rest */
+
+static const char * const vm_names[] = {
+	"pgmigrate_success", "pswpin", "pswpout", "thp_split_page",
+	"thp_collapse_alloc", "ksm_swpin_copy",
+};
+
+#define NR_VM_NAMES		ARRAY_SIZE(vm_names)
+
+static void read_vmstat(long *values)
+{
+	uint32_t i;
+
+	for (i = 0; i < NR_VM_NAMES; i++)
+		values[i] = read_number("/proc/vmstat", vm_names[i]);
+}
+
+static void print_counters(const long *before)
+{
+	long after[NR_VM_NAMES];
+	uint32_t i;
+
+	read_vmstat(after);
+	printf("# ops %llu failed %llu forks %llu exits %llu verified %llu disturbed %llu",
+	       (unsigned long long)shm->ops, (unsigned long long)shm->failed,
+	       (unsigned long long)shm->forks, (unsigned long long)shm->exits,
+	       (unsigned long long)shm->verified,
+	       (unsigned long long)shm->disturbed);
+	for (i = 0; i < NR_VM_NAMES; i++)
+		if (after[i] >= 0)
+			printf(" %s %ld", vm_names[i], after[i] - before[i]);
+	printf("\n");
+}
+
+/* A file whose pages say which they are. */
+static void make_file(void)
+{
+	static uint64_t page[PAGE / 8];
+	uint32_t i;
+	int k;
+
+	file_fd = syscall(SYS_memfd_create, "cow_context_fuzz_file", 0);
+	if (file_fd < 0)
+		die("memfd_create");
+	for (i = 0; i < FILE_PAGES; i++) {
+		for (k = 0; k < 4; k++)
+			page[word_at[k]] = file_word(i, k);
+		if (write(file_fd, page, PAGE) != (ssize_t)PAGE)
+			die("write to the memfd");
+	}
+}
+
+static void make_shared(void)
+{
+	shm_fd = syscall(SYS_memfd_create, "cow_context_fuzz", 0);
+	if (shm_fd < 0 || ftruncate(shm_fd, sizeof(*shm)))
+		die("memfd_create");
+}
+
+static void map_shared(void)
+{
+	shm = mmap(NULL, sizeof(*shm), PROT_READ | PROT_WRITE, MAP_SHARED,
+		   shm_fd, 0);
+	if (shm == MAP_FAILED)
+		die("mmap of the shared area");
+}
+
+static void catch_faults(void)
+{
+	struct sigaction sa = {
+		.sa_sigaction = on_fault,
+		.sa_flags = SA_SIGINFO,
+	};
+
+	sigaction(SIGSEGV, &sa, NULL);
+	sigaction(SIGBUS, &sa, NULL);
+}
+
+static uint32_t count_nodes(void)
+{
+	char path[60];
+	uint32_t n = 0;
+
+	do
+		snprintf(path, sizeof(path), "/sys/devices/system/node/node%u",
+			 ++n);
+	while (!access(path, F_OK));
+	return n;
+}
+
+static bool have_guards(void)
+{
+	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bool ret = !madvise(p, PAGE, MADV_GUARD_INSTALL);
+
+	munmap(p, PAGE);
+	return ret;
+}
+
+static long ksm_before[2];
+
+static void ksm_write(const char *name, long value)
+{
+	char path[60], text[24];
+
+	snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", name);
+	snprintf(text, sizeof(text), "%ld", value);
+	write_file(path, text);
+}
+
+static long ksm_read(const char *name)
+{
+	char path[60];
+	long value = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", name);
+	f = fopen(path, "re");
+	if (f) {
+		if (fscanf(f, "%ld", &value) != 1)
+			value = 0;
+		fclose(f);
+	}
+	return value;
+}
+
+static void start_ksm(void)
+{
+	ksm_before[0] = ksm_read("run");
+	ksm_before[1] = ksm_read("sleep_millisecs");
+	ksm_write("sleep_millisecs", 10);
+	ksm_write("run", 1);
+}
+
+static void restore_ksm(void)
+{
+	ksm_write("sleep_millisecs", ksm_before[1]);
+	ksm_write("run", ksm_before[0]);
+}
+
+static void show_help(void)
+{
+	fprintf(stderr,
+		"usage: cow_context_fuzz [--seed S] [--seconds N] [--ops N] [--race]\n"
+		"       [--system] [--replay FILE] [--max-procs N] [--shrink-seconds N]\n"
+		"       [--self-test]\n");
+	exit(2);
+}
+
+static uint64_t argument(char **argv, int *i)
+{
+	char *end;
+	uint64_t value;
+
+	if (!argv[++*i])
+		show_help();
+	value = strtoull(argv[*i], &end, 0);
+	if (*end || end == argv[*i])
+		show_help();
+	return value;
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t seed = 0, max_ops = 0, seconds = 0, procs = 8;
+	const char *replay_path = NULL, *mode = "ordered";
+	bool race = false, system_wide = false, self_test = false, ok;
+	long vm_before[NR_VM_NAMES];
+	uint32_t left = 0, nr;
+	struct rlimit rlimit = { RLIM_INFINITY, RLIM_INFINITY };
+	struct op *ops;
+	double end;
+	int i;
+
+	/* a member that has executed itself */
+	if (argc == 5 && !strcmp(argv[1], "--member")) {
+		shm_fd = atoi(argv[3]);
+		file_fd = atoi(argv[4]);
+		map_shared();
+		catch_faults();
+		my_slot = atoi(argv[2]);
+		me = &shm->member[my_slot];
+		memset(me->pages, 0, sizeof(me->pages));
+		me->depth = 0;
+		become(my_slot);
+		add(&shm->execs, 1);
+		if (!shm->race)
+			acknowledge(me);
+		member_loop();
+	}
+	if (syscall(SYS_getrandom, &seed, 4, 0) != 4)
+		seed = time(NULL);
+	for (i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--seed"))
+			seed = argument(argv, &i);
+		else if (!strcmp(argv[i], "--seconds"))
+			seconds = argument(argv, &i);
+		else if (!strcmp(argv[i], "--ops"))
+			max_ops = argument(argv, &i);
+		else if (!strcmp(argv[i], "--max-procs"))
+			procs = argument(argv, &i);
+		else if (!strcmp(argv[i], "--shrink-seconds"))
+			shrink_seconds = argument(argv, &i);
+		else if (!strcmp(argv[i], "--race"))
+			race = true;
+		else if (!strcmp(argv[i], "--system"))
+			system_wide = true;
+		else if (!strcmp(argv[i], "--self-test"))
+			self_test = true;
+		else if (!strcmp(argv[i], "--replay") && argv[i + 1])
+			replay_path = argv[++i];
+		else
+			show_help();
+	}
+	if (procs < 1 || procs > MAX_PROCS || (race && self_test))
+		show_help();
+	if (!seconds)
+		seconds = max_ops ? UINT32_MAX : 20;
+	if (!max_ops)
+		max_ops = UINT64_MAX;
+
+	/* members end unnoticed, orphans too */
+	signal(SIGCHLD, SIG_IGN);
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	setrlimit(RLIMIT_MEMLOCK, &rlimit);
+	rlimit.rlim_cur = 0;
+	rlimit.rlim_max = 0;
+	setrlimit(RLIMIT_CORE, &rlimit);
+	catch_faults();
+	make_file();
+	make_shared();
+	map_shared();
+	shm->conductor = getpid();
+	shm->system = system_wide;
+	shm->max_procs = procs;
+	shm->nodes = count_nodes();
+	shm->guards = have_guards();
+	shm->forget = self_test;
+	read_vmstat(vm_before);
+	if (system_wide)
+		start_ksm();
+	if (race)
+		mode = "race";
+	if (replay_path)
+		mode = "replay";
+	printf("TAP version 13\n1..1\n");
+	printf("# %s, seed %llu, %u members, %u nodes, guard pages %u%s\n",
+	       mode, (unsigned long long)seed, shm->max_procs, shm->nodes,
+	       shm->guards, system_wide ? ", system" : "");
+	fflush(stdout);
+
+	check_kernel(true);
+	end = now() + seconds;
+	if (failed()) {
+		report_failure("failed", seed, 0);
+	} else if (replay_path) {
+		ops = load(replay_path, &nr);
+		if (replay(ops, nr, &left))
+			report_failure("failed", seed, left);
+		free(ops);
+	} else if (race) {
+		run_race(seed, end, max_ops);
+	} else {
+		left = run_ordered(seed, end, max_ops);
+	}
+	if (system_wide)
+		restore_ksm();
+	print_counters(vm_before);
+	ok = !failed();
+	if (self_test) {
+		ok = failed() && left && left <= 8;
+		printf("%sok 1 self-test: %s, %u operations left\n",
+		       ok ? "" : "not ", failed() ? "detected" : "undetected",
+		       left);
+	} else {
+		printf("%sok 1 cow_context_fuzz %s seed %llu\n",
+		       ok ? "" : "not ", mode, (unsigned long long)seed);
+	}
+	return ok ? 0 : 1;
+}
