@@ -325,6 +325,32 @@ static void unlock_context(struct compare *cmp, struct cow_context *ctx,
 		end_report(cmp);
 }
 
+/*
+ * anon_vma knows two VMAs for the same pages for a moment: a copy before
+ * __split_vma() shrinks the original, and one that was merged into another
+ * before it is unlinked. A walk visits the one in mm_mt, which covers the other
+ * and has the same offsets.
+ */
+static bool visits_instead(struct compare *cmp, struct cow_context *ctx,
+			   struct vm_area_struct *vma, unsigned long addr)
+{
+	struct vm_area_struct *other;
+
+	if (!ctx->mm)
+		return false;
+
+	MA_STATE(mas, &ctx->mm->mm_mt, addr, addr);
+
+	rcu_read_lock();
+	other = mas_walk(&mas);
+	rcu_read_unlock();
+	return other && other != vma && other->vm_mm == vma->vm_mm &&
+		other->vm_start <= vma->vm_start &&
+		other->vm_end >= vma->vm_end &&
+		cow_context_vma_delta(other) == cow_context_vma_delta(vma) &&
+		!check_visit(cmp, ctx, other);
+}
+
 /* Judge a VMA that anon_vma visits. */
 static void judge(struct compare *cmp, struct vm_area_struct *vma,
 		  unsigned long addr)
@@ -341,6 +367,8 @@ static void judge(struct compare *cmp, struct vm_area_struct *vma,
 	why = check_visit(cmp, ctx, vma);
 	if (!why)
 		cmp->nr_visits++;
+	else if (mapped && visits_instead(cmp, ctx, vma, addr))
+		why = NULL;
 
 	if (mapped && why)
 		miss(cmp, ctx, vma, addr, why, &reported);
