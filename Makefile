@@ -18,6 +18,7 @@ help:
 	@echo 'make mutations  broken on purpose: is each reported? (ONLY=slug)'
 	@echo 'make bench      anon_vma against contexts: instructions, memory, plots'
 	@echo 'make objdiff    what the series does to mm/ objects while its options are off'
+	@echo 'make archs      does it compile for i386, arm64, without SMP, without MMU?'
 	@echo 'make count      lines of anon_vma, and of what replaces it'
 	@echo 'make fetch      the base source (LINUX=tarball or tree to give one)'
 	@echo 'make clean      remove out/ except the fetched source; all of it: rm -rf out'
@@ -51,6 +52,8 @@ mutations: compose
 objdiff: compose
 	@harness/build base
 	@harness/objdiff
+archs: compose
+	@harness/archs
 count: compose
 	@harness/count
 fetch:
@@ -59,4 +62,4 @@ clean:
 	@[ ! -d out/linux ] || harness/compose
 	find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
-.PHONY: help run test kernel boot shell compose export check kunit bench fuzz model mutations objdiff count fetch clean
+.PHONY: help run test kernel boot shell compose export check kunit bench fuzz model mutations objdiff archs count fetch clean

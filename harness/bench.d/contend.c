@@ -366,6 +366,55 @@ static void give_ups(void)
 	write_text(TRACING "tracing_on", "1");
 }
 
+/*
+ * First faults while a thread of the process maps and unmaps far away. With the
+ * VMA lock alone none has to be tried again with mmap_lock.
+ */
+static void first_touches(void)
+{
+	static const char *const again[] = {
+		"vma_lock_retry", "vma_lock_abort", "vma_lock_miss",
+	};
+	const char *name = "contention.first_touch.again";
+	char *own, *far;
+	pthread_t thread;
+	int i, k, r;
+
+	if (!two_cpus(name))
+		return;
+	if (read_counter("/proc/vmstat", "vma_lock_success") < 0) {
+		skipped(name, "no PER_VMA_LOCK_STATS");
+		return;
+	}
+	pin(0);
+	far = mmap(NULL, 64 * page, PROT_NONE, MAP_ANON_PRIVATE, -1, 0);
+	need(far != MAP_FAILED, "mmap");
+	shared->stop = 0;
+	shared->count = 0;
+	need(!pthread_create(&thread, NULL, churn, far + 8 * page),
+	     "pthread_create");
+	while (!shared->count)
+		usleep(1000);
+	for (r = 0; r < reps; r++) {
+		long sum = 0, rounds = sized(100, 5);
+
+		for (i = 0; i < rounds; i++) {
+			own = map_vmas(VMAS);
+			for (k = 0; k < ARRAY_SIZE(again); k++)
+				sum -= read_counter("/proc/vmstat", again[k]);
+			touch_vmas(own, VMAS);
+			for (k = 0; k < ARRAY_SIZE(again); k++)
+				sum += read_counter("/proc/vmstat", again[k]);
+			unmap_vmas(own, VMAS);
+		}
+		value("count", sum, "%s", name);
+		value("count", rounds * VMAS, "contention.first_touch.faults");
+	}
+	shared->stop = 1;
+	pthread_join(thread, NULL);
+	value("count", shared->count, "contention.first_touch.rounds");
+}
+
 const struct workload contend_workloads[] = {
 	{ "own", CONTENTION, own_pages,
 	  "walks of the parent's own pages must not wait for its children" },
@@ -375,5 +424,7 @@ const struct workload contend_workloads[] = {
 	  "migration of it: how often must it give up" },
 	{ "give-ups", CONTENTION, give_ups,
 	  "one lock per mm: reclaim beside a thread that maps and unmaps" },
+	{ "first-touch", CONTENTION, first_touches,
+	  "first faults beside a thread that maps and unmaps far away" },
 	{ }
 };
