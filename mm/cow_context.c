@@ -321,11 +321,12 @@ void cow_context_lock_all(struct mm_struct *mm)
  * Racing faults store the same value. The first anonymous PTE comes after it,
  * so the PTL orders it for everyone who finds that PTE.
  *
- * Context: mmap_lock held, read is enough. Does not sleep.
+ * Context: mmap_lock held, read is enough; in pure mode the VMA lock does
+ * instead. Does not sleep.
  */
 void cow_context_prepare_vma(struct vm_area_struct *vma)
 {
-	mmap_assert_locked(vma->vm_mm);
+	vma_assert_stabilised(vma);
 	/* Unfaulted VMAs are linear: the first fault needs no record (I6). */
 	VM_WARN_ON_ONCE_VMA(cow_context_vma_delta(vma) &&
 			    !vma_is_temporary_stack(vma), vma);
@@ -354,6 +355,7 @@ void cow_context_publish_vma(struct vm_area_struct *vma,
 		return;
 	VM_WARN_ON_ONCE_VMA(vma->origin, vma);
 	WRITE_ONCE(vma->origin, origin);
+	cow_filter_add_vma(vma);
 }
 
 /**
@@ -428,16 +430,20 @@ void cow_context_hide(struct unmap_desc *unmap)
 	struct vm_area_struct *vma = unmap->first;
 	struct mm_struct *mm = vma->vm_mm;
 	struct cow_context *ctx = mm->cow_context;
+	const unsigned long nr = ctx->unmapping.nr;
 
 	mmap_assert_locked(mm);
 	cow_context_lock(mm);
-	if (ctx->unmapping.nr) {
+	if (nr) {
 		ctx->unmapping.nr = 0;
 	} else {
 		for (; vma; vma = mas_find(&mas, unmap->tree_end - 1))
 			WRITE_ONCE(vma->origin, NULL);
 	}
 	cow_context_unlock(mm);
+	/* Not so after a failed fork, whose mm_mt is not complete. */
+	if (nr)
+		cow_filter_unmapped(ctx, nr);
 }
 
 /**
@@ -459,7 +465,10 @@ int cow_context_move_vma(struct vm_area_struct *vma, pgoff_t first,
 	const long delta = (addr >> PAGE_SHIFT) - first;
 
 	mmap_assert_write_locked(vma->vm_mm);
-	if (!delta || !nr_pages)
+	if (!nr_pages)
+		return 0;
+	cow_filter_add_range(vma, first, first + nr_pages - 1);
+	if (!delta)
 		return 0;
 	return cow_context_add_remap(vma->vm_mm->cow_context, first,
 				     first + nr_pages - 1, delta);

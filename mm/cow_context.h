@@ -8,6 +8,7 @@
 #ifndef __MM_COW_CONTEXT_H
 #define __MM_COW_CONTEXT_H
 
+#include <linux/bitmap.h>
 #include <linux/cow_context.h>
 #include <linux/list.h>
 #include <linux/maple_tree.h>
@@ -44,7 +45,10 @@ struct seq_file;
  * I6. A VMA with an origin whose anonymous page offset is not its address
  * (delta != 0) has a record of that delta for each of its offsets.
  *
- * I7. A context is linked behind the context it was forked from, before the
+ * I7. The anonymous page offset of an entry for a folio whose owner is not
+ * owner(X) is in the filter of X from before the entry is made.
+ *
+ * I8. A context is linked behind the context it was forked from, before the
  * first PTE is copied, and stays linked until its mm is detached and
  * nothing below it is left.
  */
@@ -89,6 +93,17 @@ struct cow_unmapping {
 	unsigned long nr;
 };
 
+/* Bits of a filter: what fits into the context, see mm/cow_context_filter.c. */
+#define COW_FILTER_BITS	192
+
+/**
+ * struct cow_filter - a superset of some anonymous page offsets
+ * @bits: One for each hash of a piece of them.
+ */
+struct cow_filter {
+	DECLARE_BITMAP(bits, COW_FILTER_BITS);
+};
+
 /**
  * struct cow_context - copy-on-write identity of an mm_struct
  * @rwsem: R: a walker is inside this mm. W: VMA geometry, page table moves,
@@ -102,6 +117,8 @@ struct cow_unmapping {
  * @parent: The innermost owner around the mm it was forked from; referenced;
  *	NULL for the context of an exec'd mm. Immutable once linked.
  * @depth: Number of owners that enclose this context. Immutable once linked.
+ * @nr_unmapped: VMAs unmapped since @inherited was made anew, saturating.
+ *	Written with @inherited.
  * @refs: @mm (until mmdrop), contexts whose @parent this is, pins. A context
  *	with a reference stays linked.
  * @enter: Where the context begins in its family's list.
@@ -110,6 +127,8 @@ struct cow_unmapping {
  *	the munmap in flight), read under either.
  * @remaps: Further remaps, see mm/cow_context_remap.c. Written under W and
  *	mmap_lock (likewise), read under either, or RCU.
+ * @inherited: Offsets of VMAs whose origin is not @owner. Written under
+ *	mmap_lock (likewise), read by walks without a lock.
  * @unmapping: The munmap in flight. Written under W, read under R.
  * @rcu: Frees the context after a grace period.
  */
@@ -118,12 +137,14 @@ struct cow_context {
 	struct mm_struct *mm;
 	struct cow_context *owner;
 	struct cow_context *parent;
-	unsigned int depth;
+	u16 depth;
+	u16 nr_unmapped;
 	refcount_t refs;
 	struct cow_marker enter;
 	struct cow_marker leave;
 	struct cow_remap remap;
 	struct maple_tree remaps;
+	struct cow_filter inherited;
 	union {
 		struct cow_unmapping unmapping;
 		struct rcu_head rcu;
@@ -222,6 +243,26 @@ bool cow_context_next_remap(struct cow_context *ctx,
 			    struct cow_remap_iter *iter);
 unsigned long cow_context_nr_remaps(struct cow_context *ctx);
 
+/* mm/cow_context_filter.c */
+void cow_filter_folio(struct cow_filter *filter, pgoff_t first, pgoff_t last);
+void cow_filter_add_range(const struct vm_area_struct *vma, pgoff_t first,
+			  pgoff_t last);
+void cow_filter_add_vma(const struct vm_area_struct *vma);
+void cow_filter_unmapped(struct cow_context *ctx, unsigned long nr);
+
+/* Can @ctx have inherited what @folio stands for? Context: RCU or R. */
+static inline bool cow_filter_meets(const struct cow_context *ctx,
+				    const struct cow_filter *folio)
+{
+	unsigned int i;
+
+	/* Pairs with the release in publish_filter(). */
+	for (i = 0; i < ARRAY_SIZE(folio->bits); i++)
+		if (smp_load_acquire(&ctx->inherited.bits[i]) & folio->bits[i])
+			return true;
+	return false;
+}
+
 /* mm/cow_context_rmap.c */
 
 /**
@@ -258,6 +299,7 @@ struct cow_context_walk {
 typedef bool (*cow_context_tree_fn)(struct cow_context *ctx, void *arg);
 
 bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
+			   const struct cow_filter *filter,
 			   cow_context_tree_fn fn, void *arg);
 void cow_context_walk(struct cow_context_walk *walk);
 void cow_context_walk_mm(struct cow_context_walk *walk,
@@ -273,22 +315,10 @@ const char *cow_context_check_chain(const struct cow_context *ctx,
 const char *cow_context_check_vma(const struct vm_area_struct *vma);
 void cow_context_validate(struct seq_file *m);
 
+/* mm/cow_context_anon.c, or in compare mode mm/cow_context_compare.c */
+struct cow_context *cow_context_folio_owner(const struct folio *folio);
+
 #ifdef CONFIG_COW_CONTEXT_ANON_RMAP
-
-/*
- * The context that owns a folio, NULL if the folio is not anonymous or a KSM
- * folio's. It can have been freed if the folio is not mapped: compare the
- * pointer only.
- */
-static inline struct cow_context *
-cow_context_folio_owner(const struct folio *folio)
-{
-	const unsigned long mapping = (unsigned long)READ_ONCE(folio->mapping);
-
-	if ((mapping & FOLIO_MAPPING_FLAGS) != FOLIO_MAPPING_ANON)
-		return NULL;
-	return (struct cow_context *)(mapping - FOLIO_MAPPING_ANON);
-}
 
 /* What an anonymous folio of @vma names. */
 static inline void *vma_anon_owner(const struct vm_area_struct *vma,
@@ -296,11 +326,6 @@ static inline void *vma_anon_owner(const struct vm_area_struct *vma,
 {
 	return exclusive ? vma->vm_mm->cow_context->owner : vma->origin;
 }
-
-#else
-
-/* mm/cow_context_compare.c */
-struct cow_context *cow_context_folio_owner(const struct folio *folio);
 
 #endif
 

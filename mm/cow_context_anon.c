@@ -10,7 +10,7 @@
  * origin. So most of the interface that mm/rmap.c implements with anon_vma is
  * empty here, or takes one lock:
  *
- *	first fault			set the origin
+ *	first fault			set the origin; the VMA lock is enough
  *	duplicate, fork, unlink		nothing: the origin is copied and cleared
  *					where the VMA becomes visible and hidden
  *	change ranges, move entries	ctx->rwsem for write
@@ -61,10 +61,24 @@ static struct cow_context *to_cow_context(struct anon_rmap *anon_rmap)
 }
 
 /**
+ * cow_context_folio_owner() - Which context owns a folio?
+ * @folio: The folio.
+ *
+ * It can have been freed if the folio is not mapped: compare the pointer only.
+ *
+ * Context: Any.
+ * Return: The owner, NULL if the folio is not anonymous, or KSM's.
+ */
+struct cow_context *cow_context_folio_owner(const struct folio *folio)
+{
+	return to_cow_context(folio_anon_rmap(folio));
+}
+
+/**
  * __vma_anon_prepare() - Make a VMA ready for its first anonymous folio.
  * @vma: The VMA.
  *
- * Context: The caller holds mmap_lock.
+ * Context: The caller holds mmap_lock or the VMA lock.
  * Return: 0.
  */
 int __vma_anon_prepare(struct vm_area_struct *vma)

@@ -279,7 +279,7 @@ static const char *check_visit(struct compare *cmp, struct cow_context *ctx,
 		return "the VMA has no origin";
 
 	why = cow_context_check_chain(ctx, cmp->walk.owner,
-			  cmp->walk.ksm ? NULL : vma->origin);
+				      cmp->walk.ksm ? NULL : vma->origin);
 	if (why)
 		return why;
 

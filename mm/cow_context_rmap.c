@@ -9,7 +9,8 @@
  * map it. Two loops:
  *
  * - over the contexts between the owner's enter and leave markers, parent
- *   before child (cow_context_walk_tree());
+ *   before child (cow_context_walk_tree()), but for those that cannot have
+ *   inherited these offsets (mm/cow_context_filter.c);
  * - in one mm, over the places where the offsets can be: at their own
  *   addresses, and where the context's records say. Each place is looked up in
  *   mm_mt and among the VMAs of the munmap in flight
@@ -212,6 +213,8 @@ static struct vm_area_struct *cow_context_next_vma(struct cow_vma_iter *it)
  * @top: Where to start; it is visited first. The caller keeps it from being
  *	unlinked, by a reference or by something in an mm below it.
  * @try_lock: End the walk at the first lock that is contended.
+ * @filter: Pass by contexts that have another owner than @top, and inherited
+ *	none of this. NULL: visit all.
  * @fn: Called under R for each context that still has an mm. May sleep. false
  *	ends the walk.
  * @arg: For @fn.
@@ -223,6 +226,7 @@ static struct vm_area_struct *cow_context_next_vma(struct cow_vma_iter *it)
  * Return: false if it ended because of a contended lock.
  */
 bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
+			   const struct cow_filter *filter,
 			   cow_context_tree_fn fn, void *arg)
 {
 	struct cow_marker *pos, *next;
@@ -236,6 +240,9 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 		next = NULL;
 		/* Pairs with the release in __cow_context_detach(). */
 		if (!ctx || !smp_load_acquire(&ctx->mm))
+			goto next;
+		if (filter && ctx->owner != top &&
+		    !cow_filter_meets(ctx, filter))
 			goto next;
 
 		if (down_read_trylock(&ctx->rwsem)) {
@@ -308,7 +315,13 @@ static bool walk_mm(struct cow_context *ctx, void *arg)
  */
 void cow_context_walk(struct cow_context_walk *walk)
 {
-	if (!cow_context_walk_tree(walk->owner, walk->try_lock, walk_mm, walk))
+	struct cow_filter filter;
+
+	/* KSM asks for no origin. */
+	if (!walk->ksm)
+		cow_filter_folio(&filter, walk->first, walk->last);
+	if (!cow_context_walk_tree(walk->owner, walk->try_lock,
+				   walk->ksm ? NULL : &filter, walk_mm, walk))
 		walk->contended = true;
 	trace_cow_context_walk(walk->owner, walk->first, walk->nr_vmas,
 			       walk->contended);
@@ -352,9 +365,15 @@ bool cow_context_would_visit(const struct cow_context_walk *walk,
 {
 	struct cow_vma_iter it = cow_vma_iter(walk, ctx);
 	const struct vm_area_struct *found;
+	struct cow_filter filter;
 
 	if (!ctx->mm)
 		return false;
+	if (!walk->ksm && ctx->owner != walk->owner) {
+		cow_filter_folio(&filter, walk->first, walk->last);
+		if (!cow_filter_meets(ctx, &filter))
+			return false;
+	}
 	while ((found = cow_context_next_vma(&it)))
 		if (found == vma)
 			return true;

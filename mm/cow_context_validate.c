@@ -67,6 +67,7 @@ static const char *check_findable(const struct folio *folio,
 	const long delta = cow_context_vma_delta(vma);
 	struct cow_context *ctx = vma->vm_mm->cow_context;
 	const struct cow_context *owner = cow_context_folio_owner(folio);
+	struct cow_filter filter;
 
 	if (!vma->origin)
 		return "the VMA has no origin";
@@ -77,6 +78,9 @@ static const char *check_findable(const struct folio *folio,
 		return "the remap is not recorded";
 	if (!owner)
 		return NULL;
+	cow_filter_folio(&filter, index, index);
+	if (owner != ctx->owner && !cow_filter_meets(ctx, &filter))
+		return "the filter has not got the index";
 	return cow_context_check_chain(ctx, owner, vma->origin);
 }
 
@@ -115,6 +119,18 @@ void cow_context_assert_findable(const struct folio *folio,
 		  vma->origin, addr);
 }
 
+/* The page that a PTE maps, or that a migration entry stands for. */
+static struct page *mapped_page(struct vm_area_struct *vma, unsigned long addr,
+				pte_t pte)
+{
+	softleaf_t entry;
+
+	if (pte_present(pte))
+		return vm_normal_page(vma, addr, pte);
+	entry = softleaf_from_pte(pte);
+	return softleaf_is_migration(entry) ? softleaf_to_page(entry) : NULL;
+}
+
 /**
  * cow_context_assert_pte - cow_context_assert_findable() for a PTE
  * @vma: The VMA.
@@ -127,18 +143,11 @@ void cow_context_assert_findable(const struct folio *folio,
 void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte)
 {
-	struct page *page = NULL;
+	struct page *page;
 
 	if (!IS_ENABLED(CONFIG_DEBUG_VM))
 		return;
-	if (pte_present(pte)) {
-		page = vm_normal_page(vma, addr, pte);
-	} else {
-		const softleaf_t entry = softleaf_from_pte(pte);
-
-		if (softleaf_is_migration(entry))
-			page = softleaf_to_page(entry);
-	}
+	page = mapped_page(vma, addr, pte);
 	if (page)
 		cow_context_assert_findable(page_folio(page), page, vma, addr);
 }
@@ -234,18 +243,8 @@ static void validate_entry(struct mm_walk *walk, unsigned long addr,
 static int validate_pte(pte_t *ptep, unsigned long addr, unsigned long next,
 			struct mm_walk *walk)
 {
-	const pte_t pte = ptep_get(ptep);
-	struct page *page = NULL;
-
-	if (pte_present(pte)) {
-		page = vm_normal_page(walk->vma, addr, pte);
-	} else if (!pte_none(pte)) {
-		const softleaf_t entry = softleaf_from_pte(pte);
-
-		if (softleaf_is_migration(entry))
-			page = softleaf_to_page(entry);
-	}
-	validate_entry(walk, addr, page);
+	validate_entry(walk, addr,
+		       mapped_page(walk->vma, addr, ptep_get(ptep)));
 	return 0;
 }
 

@@ -36,6 +36,10 @@
  *	  VMA: delta, hugetlb, KSM's index not compared	walk_vmas
  *	  VMA: only the first one of a place		walk_vmas
  *	  VMA: munmap in flight not searched		walk_vmas
+ *	mm/cow_context_filter.c
+ *	  add: the last piece is left out		filter, walk_vmas
+ *	  add: large VMAs are left out			filter
+ *	  unmapped: nothing is added again		walk_vmas
  *	mm/cow_context_remap.c
  *	  add: inline record grows over a gap		remap_cases, model
  *	  add: inline record does not grow		remap_cases, model
@@ -874,7 +878,7 @@ static void expect_walk(struct kunit *test, struct model *model, int top)
 	model->pos = model_find(model, top + 1);
 	i = model->pos;
 	KUNIT_ASSERT_TRUE(test, cow_context_walk_tree(model->node[top].ctx,
-						      false, visit_model,
+						      false, NULL, visit_model,
 						      model));
 	KUNIT_ASSERT_EQ(test, model->bad, 0);
 	KUNIT_ASSERT_LE(test, model->pos, end);
@@ -1020,8 +1024,8 @@ static void job_walk(struct job *job)
 {
 	struct family *family = job->test->priv;
 
-	job->result = cow_context_walk_tree(family->root, job->try_lock, visit,
-					    &job->visits);
+	job->result = cow_context_walk_tree(family->root, job->try_lock, NULL,
+					    visit, &job->visits);
 }
 
 /* false if it takes longer than it ever should. */
@@ -1056,8 +1060,8 @@ static void walk_stops(struct kunit *test)
 	b = must_fork(test, a);
 
 	/* @fn ends it: that is not contention. */
-	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, visit,
-						      &visits));
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, NULL,
+						      visit, &visits));
 	KUNIT_EXPECT_EQ(test, visits.nr, 2);
 	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[0], ctx_of(a));
 	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[1], ctx_of(b));
@@ -1074,8 +1078,8 @@ static void walk_stops(struct kunit *test)
 	wake_up_process(task);
 	ended = wait_for_completion_timeout(&job->done, 10 * HZ);
 	visits = (struct visits){ .max = 8 };
-	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(c), true, visit,
-						      &visits));
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(c), true, NULL,
+						      visit, &visits));
 	KUNIT_EXPECT_EQ(test, visits.nr, 1);
 	cow_context_unlock(&b->mm);
 	mmap_write_unlock(&b->mm);
@@ -1086,8 +1090,8 @@ static void walk_stops(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, job->visits.nr, 1);
 
 	visits = (struct visits){ .max = 8 };
-	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, visit,
-						      &visits));
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), true, NULL,
+						      visit, &visits));
 	KUNIT_EXPECT_EQ(test, visits.nr, 3);
 	KUNIT_EXPECT_PTR_EQ(test, visits.ctx[2], ctx_of(c));
 }
@@ -1997,7 +2001,10 @@ static void add_vma(struct vma_model *model, unsigned long page,
 	}
 	KUNIT_EXPECT_EQ(test, err, 0);
 	vma->vm_pgoff = first;
+	mmap_write_lock(mm);
 	vma_set_anon_pgoff(vma, first);
+	cow_filter_add_vma(vma);
+	mmap_write_unlock(mm);
 	model->vma[model->nr++] = vma;
 }
 
@@ -2550,7 +2557,7 @@ static void race_walks(struct kunit *test, struct race *race,
 		top = race_top(walk);
 		forks = atomic_read(&race->forks);
 		exits = atomic_read(&race->exits);
-		if (!cow_context_walk_tree(top, false, race_visit, walk))
+		if (!cow_context_walk_tree(top, false, NULL, race_visit, walk))
 			KUNIT_FAIL(test, "a walk without try_lock gave up");
 		forks_inside += atomic_read(&race->forks) - forks;
 		exits_inside += atomic_read(&race->exits) - exits;
@@ -2643,6 +2650,84 @@ static void races(struct kunit *test)
 	expect_sane(test);
 }
 
+/* -------------------------------------------------------------------------
+ * Which contexts inherited what?
+ */
+
+static struct vm_area_struct *inherited_vma(struct kunit *test,
+					    struct test_mm *tm,
+					    struct test_mm *from,
+					    unsigned long page,
+					    unsigned long nr_pages)
+{
+	struct vm_area_struct *vma = vm_area_alloc(&tm->mm);
+
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	vma_set_anonymous(vma);
+	vma->vm_start = page << PAGE_SHIFT;
+	vma->vm_end = (page + nr_pages) << PAGE_SHIFT;
+	vma->vm_pgoff = page;
+	vma->origin = ctx_of(from);
+	mmap_write_lock(&tm->mm);
+	vma_set_anon_pgoff(vma, page);
+	cow_filter_add_vma(vma);
+	mmap_write_unlock(&tm->mm);
+	return vma;
+}
+
+static bool meets(struct test_mm *tm, pgoff_t first, pgoff_t last)
+{
+	struct cow_filter filter;
+
+	cow_filter_folio(&filter, first, last);
+	return cow_filter_meets(ctx_of(tm), &filter);
+}
+
+/* Every overlap is seen, from one page to gigabytes; a bit says little else. */
+static void filter(struct kunit *test)
+{
+	struct test_mm *root = must_fork(test, NULL), *tm;
+	unsigned int round, i, hits = 0, others = 0;
+	struct vm_area_struct *vma;
+	struct rnd_state rnd;
+
+	seed_rnd(test, &rnd);
+	for (round = 0; round < 200; round++) {
+		const unsigned long page = below(&rnd, 1U << 31);
+		const unsigned long nr = 1 + below(&rnd, 1U << below(&rnd, 22));
+
+		/* What is the mm's own needs no bit. */
+		tm = must_fork(test, root);
+		vma = inherited_vma(test, tm, tm, page, nr);
+		KUNIT_EXPECT_FALSE(test, meets(tm, page, page));
+		vm_area_free(vma);
+
+		vma = inherited_vma(test, tm, root, page, nr);
+		for (i = 0; i < 20; i++) {
+			const pgoff_t in = page + below(&rnd, nr);
+			const pgoff_t far = page ^ 1UL << 31 ^
+				(pgoff_t)below(&rnd, 1U << 20) << 9;
+
+			KUNIT_ASSERT_TRUE(test, meets(tm, in, in));
+			KUNIT_ASSERT_TRUE(test, meets(tm, in - in % 512,
+						      in | 511));
+			if (nr < 128) {
+				hits += meets(tm, far, far);
+				others++;
+			}
+		}
+
+		/* Gone with the VMA: nothing is left in mm_mt. */
+		mmap_write_lock(&tm->mm);
+		cow_filter_unmapped(ctx_of(tm), 1);
+		mmap_write_unlock(&tm->mm);
+		KUNIT_EXPECT_FALSE(test, meets(tm, page, page));
+		vm_area_free(vma);
+	}
+	KUNIT_EXPECT_GT(test, others, 0);
+	KUNIT_EXPECT_LT(test, hits, others / 10);
+}
+
 static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE(mm_life_cycle),
 	KUNIT_CASE(new_is_alone),
@@ -2657,6 +2742,7 @@ static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE(remap_sets),
 	KUNIT_CASE_PARAM(remap_model, model_gen_params),
 	KUNIT_CASE_PARAM(walk_vmas, vma_gen_params),
+	KUNIT_CASE(filter),
 	KUNIT_CASE(races),
 	{}
 };

@@ -29,6 +29,7 @@
 #include <mm/gup_test.h>
 #include <numa.h>
 #include <numaif.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -40,6 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cow_context_util.h"
 #include "hugepage_settings.h"
 #include "vm_util.h"
 
@@ -60,6 +62,7 @@
 #define RACE_MSECS	1000
 #define RACE_ROUNDS	8
 #define RACE_MAX_MSECS	8000
+#define FIRST_FAULT_MSECS	4000
 
 /* Generations of a chain, and how many will do where that takes too long. */
 #define GENERATIONS	1000
@@ -125,34 +128,6 @@ static int pin_fd = -1;
 static char *area(int nr)
 {
 	return areas + nr * area_size;
-}
-
-static int read_text(const char *path, char *buf, size_t size)
-{
-	int fd = open(path, O_RDONLY);
-	ssize_t len;
-
-	if (fd < 0)
-		return -errno;
-	len = read(fd, buf, size - 1);
-	close(fd);
-	if (len < 0)
-		return -EIO;
-	buf[len] = '\0';
-	return 0;
-}
-
-static int write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY);
-	int ret = 0;
-
-	if (fd < 0)
-		return -errno;
-	if (write(fd, text, strlen(text)) < 0)
-		ret = -errno;
-	close(fd);
-	return ret;
 }
 
 static long msecs_until(const struct timespec *end)
@@ -305,11 +280,6 @@ static int exit_member(int nr)
  * What members do with their memory
  */
 
-static uint64_t content(long seed, long nr)
-{
-	return (seed + 1) * 0x9e3779b97f4a7c15ULL + nr;
-}
-
 static long op_map(char *addr, long nr, long b, long c)
 {
 	char *p = mmap(addr, nr * page, RW, ANON_FIXED, -1, 0);
@@ -351,6 +321,13 @@ static long op_protect(char *addr, long nr, long prot, long c)
 static long op_advise(char *addr, long nr, long advice, long c)
 {
 	return madvise(addr, nr * page, advice) ? -errno : 0;
+}
+
+static long op_grow(char *addr, long nr, long more, long c)
+{
+	char *p = mremap(addr, nr * page, (nr + more) * page, 0);
+
+	return p == addr ? 0 : -errno;
 }
 
 static long op_move(char *addr, long nr, long to, long flags)
@@ -710,27 +687,6 @@ static long nr_contexts(void)
 		return -1;
 	p = strstr(text, "contexts:");
 	return p ? atol(p + strlen("contexts:")) : -1;
-}
-
-/*
- * Idle CPUs borrow the mm that ran there last, which keeps its context and all
- * above it. Have something else run there.
- */
-static void visit_cpus(void)
-{
-	cpu_set_t all, one;
-	int cpu;
-
-	if (sched_getaffinity(0, sizeof(all), &all))
-		return;
-	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-		if (!CPU_ISSET(cpu, &all))
-			continue;
-		CPU_ZERO(&one);
-		CPU_SET(cpu, &one);
-		sched_setaffinity(0, sizeof(one), &one);
-	}
-	sched_setaffinity(0, sizeof(all), &all);
 }
 
 /* Contexts are freed a little later than processes. Returns the last count. */
@@ -2457,6 +2413,128 @@ TEST_F_TIMEOUT(cow_context, unfaulted_at_fork, TEST_SECONDS)
 	CHECK(2, a, PAGES, 1);
 	OK(migrate_all(0, a, PAGES));
 	TOGETHER(0, a, 2, a, PAGES);
+}
+
+/*
+ * A child's VMA, inherited, grows. What is in the new part goes to swap, is
+ * inherited, and comes back as shared: then it is nobody's own.
+ */
+TEST_F_TIMEOUT(cow_context, inherited_grows, TEST_SECONDS)
+{
+	const long more = 32 * PAGES;
+	char *a = area(0), *b = a + PAGES * page;
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	OK(fork_member(0, 1));
+	OK(call(1, op_unmap, b, more, 0, 0));
+	OK(call(1, op_grow, a, PAGES, more, 0));
+	FILL(1, b, more, 2);
+	OK(page_out(1, b, more));
+	OK(fork_member(1, 2));
+	CHECK(2, b, more, 2);
+	CHECK(1, b, more, 2);
+	TOGETHER(1, b, 2, b, more);
+	OK(migrate_all(1, b, more));
+	TOGETHER(1, b, 2, b, more);
+	OK(migrate_all(2, b, more));
+	TOGETHER(1, b, 2, b, more);
+	OK(page_out(2, b, more));
+	CHECK(1, b, more, 2);
+	CHECK(2, b, more, 2);
+	CHECK(0, a, PAGES, 1);
+}
+
+/*
+ * A thread touches VMAs for the first time, each one page, while another fills
+ * the gaps before them, so that all become one. What mmap() thinks was never
+ * touched, a fork does not copy.
+ */
+static struct {
+	char *addr;
+	long nr, go, done;
+	bool stop;
+} first_fault;
+
+static void *first_fault_thread(void *arg)
+{
+	long round, i;
+
+	for (round = 1; ; round++) {
+		while (__atomic_load_n(&first_fault.go, __ATOMIC_ACQUIRE) < round)
+			if (FORCE_READ(first_fault.stop))
+				return NULL;
+		for (i = 0; i < first_fault.nr; i += 2)
+			*(uint64_t *)(first_fault.addr + i * page) =
+				content(round, i);
+		__atomic_store_n(&first_fault.done, round, __ATOMIC_RELEASE);
+	}
+}
+
+/* In the child: what the thread wrote, and zeroes between. */
+static bool first_fault_lost(long round)
+{
+	long i;
+
+	for (i = 0; i < first_fault.nr; i++)
+		if (*(uint64_t *)(first_fault.addr + i * page) !=
+		    (i & 1 ? 0 : content(round, i)))
+			return true;
+	return false;
+}
+
+static long op_first_faults(char *addr, long nr, long b, long c)
+{
+	long round, i, lost = -1;
+	pthread_t thread;
+
+	signal(SIGCHLD, SIG_DFL);
+	memset(&first_fault, 0, sizeof(first_fault));
+	first_fault.addr = addr;
+	first_fault.nr = nr;
+	if (pthread_create(&thread, NULL, first_fault_thread, NULL))
+		return -1;
+	for (round = 1; racing(); round++) {
+		int status;
+		pid_t pid;
+
+		if (op_map(addr, nr, 0, 0))
+			goto out;
+		for (i = 1; i < nr; i += 2)
+			if (munmap(addr + i * page, page))
+				goto out;
+		__atomic_store_n(&first_fault.go, round, __ATOMIC_RELEASE);
+		for (i = 1; i < nr; i += 2)
+			if (op_map(addr + i * page, 1, 0, 0))
+				goto out;
+		while (__atomic_load_n(&first_fault.done, __ATOMIC_ACQUIRE) <
+		       round)
+			;
+		pid = fork();
+		if (!pid)
+			_exit(first_fault_lost(round));
+		if (pid < 0 || waitpid(pid, &status, 0) != pid)
+			goto out;
+		if (status)
+			shared->bad++;
+		shared->rounds = round;
+	}
+	lost = shared->bad;
+out:
+	first_fault.stop = true;
+	pthread_join(thread, NULL);
+	return lost;
+}
+
+TEST_F_TIMEOUT(cow_context, first_fault_race_merge, TEST_SECONDS)
+{
+	char *a = area(0);
+
+	start_race();
+	shared->race_end = in_msecs(FIRST_FAULT_MSECS);
+	OK(call(0, op_first_faults, a, 32, 0, 0));
+	ksft_print_msg("%ld rounds\n", shared->rounds);
+	ASSERT_GT(shared->rounds, 0);
 }
 
 int main(int argc, char **argv)

@@ -56,6 +56,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cow_context_util.h"
+
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT	21
 #endif
@@ -139,38 +141,6 @@ static char *slot(int nr)
 	return arena + nr * SLOT_PAGES * page;
 }
 
-static int read_text(const char *path, char *buf, size_t size)
-{
-	int fd = open(path, O_RDONLY);
-	size_t len = 0;
-	ssize_t ret;
-
-	if (fd < 0)
-		return -errno;
-	while (len < size - 1) {
-		ret = read(fd, buf + len, size - 1 - len);
-		if (ret <= 0)
-			break;
-		len += ret;
-	}
-	close(fd);
-	buf[len] = '\0';
-	return 0;
-}
-
-static int write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY);
-	int ret = 0;
-
-	if (fd < 0)
-		return -errno;
-	if (write(fd, text, strlen(text)) < 0)
-		ret = -errno;
-	close(fd);
-	return ret;
-}
-
 static long msecs_since(const struct timespec *start)
 {
 	struct timespec now;
@@ -194,11 +164,6 @@ static void __noreturn __printf(1, 2) die(const char *fmt, ...)
 /*
  * Contents
  */
-
-static uint64_t content(long seed, long nr)
-{
-	return (seed + 1) * 0x9e3779b97f4a7c15ULL + nr;
-}
 
 static void put(char *addr, uint64_t value)
 {
@@ -426,27 +391,6 @@ static void check_validate(const char *when)
 
 	if (wrong)
 		die("%s: validate: wrong: %ld: %.150s", when, wrong, text);
-}
-
-/*
- * Idle CPUs borrow the mm that ran there last, which keeps its context and all
- * above it. Have something else run there.
- */
-static void visit_cpus(void)
-{
-	cpu_set_t all, one;
-	int cpu;
-
-	if (sched_getaffinity(0, sizeof(all), &all))
-		return;
-	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-		if (!CPU_ISSET(cpu, &all))
-			continue;
-		CPU_ZERO(&one);
-		CPU_SET(cpu, &one);
-		sched_setaffinity(0, sizeof(one), &one);
-	}
-	sched_setaffinity(0, sizeof(all), &all);
 }
 
 /* Not more than when those that are on their way out are gone. */

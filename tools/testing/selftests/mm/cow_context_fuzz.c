@@ -1416,10 +1416,12 @@ static void execute(struct op *op)
 
 /* Which operation comes next? */
 
-static const struct {
-	uint32_t code;
+struct choice {
+	int what;
 	uint32_t weight;
-} weights[] = {
+};
+
+static const struct choice codes[] = {
 	{ OP_FORK, 60 },	{ OP_EXIT, 60 },	{ OP_EXEC, 2 },
 	{ OP_WRITE, 240 },	{ OP_VERIFY, 90 },	{ OP_PEEK, 30 },
 	{ OP_MMAP, 45 },	{ OP_MMAP_FILE, 12 },	{ OP_MUNMAP, 15 },
@@ -1430,10 +1432,7 @@ static const struct {
 	{ OP_COMPACT, 1 },
 };
 
-static const struct {
-	int advice;
-	uint32_t weight;
-} advices[] = {
+static const struct choice advices[] = {
 	{ MADV_DONTNEED, 30 },		{ MADV_DONTNEED_LOCKED, 8 },
 	{ MADV_FREE, 25 },		{ MADV_COLD, 10 },
 	{ MADV_PAGEOUT, 40 },		{ MADV_HUGEPAGE, 20 },
@@ -1511,28 +1510,16 @@ static uint32_t nr_members(void)
 	return n;
 }
 
-static uint32_t random_code(uint64_t *rng)
+static int draw(uint64_t *rng, const struct choice *choice, uint32_t nr)
 {
 	uint32_t i, sum = 0;
 
-	for (i = 0; i < ARRAY_SIZE(weights); i++)
-		sum += weights[i].weight;
+	for (i = 0; i < nr; i++)
+		sum += choice[i].weight;
 	sum = below(rng, sum);
-	for (i = 0; sum >= weights[i].weight; i++)
-		sum -= weights[i].weight;
-	return weights[i].code;
-}
-
-static int random_advice(uint64_t *rng)
-{
-	uint32_t i, sum = 0;
-
-	for (i = 0; i < ARRAY_SIZE(advices); i++)
-		sum += advices[i].weight;
-	sum = below(rng, sum);
-	for (i = 0; sum >= advices[i].weight; i++)
-		sum -= advices[i].weight;
-	return advices[i].advice;
+	for (i = 0; sum >= choice[i].weight; i++)
+		sum -= choice[i].weight;
+	return choice[i].what;
 }
 
 static bool barely_mapped(const struct member *m)
@@ -1582,7 +1569,7 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 		a[3] = below(rng, 4);
 		return true;
 	}
-	op->code = random_code(rng);
+	op->code = draw(rng, codes, ARRAY_SIZE(codes));
 	random_range(rng, &a[0], &a[1]);
 	switch (op->code) {
 	case OP_FORK:
@@ -1672,7 +1659,7 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 			a[2] -= a[2] % PMD_PAGES;
 		break;
 	case OP_MADVISE:
-		a[2] = random_advice(rng);
+		a[2] = draw(rng, advices, ARRAY_SIZE(advices));
 		if (a[2] == MADV_FREE && shm->pins)
 			a[2] = MADV_DONTNEED;
 		if (!shm->guards && (a[2] == MADV_GUARD_INSTALL ||
