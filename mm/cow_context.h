@@ -256,10 +256,11 @@ static inline bool cow_filter_meets(const struct cow_context *ctx,
 {
 	unsigned int i;
 
-	/* Pairs with the release in publish_filter(). */
-	for (i = 0; i < ARRAY_SIZE(folio->bits); i++)
+	for (i = 0; i < ARRAY_SIZE(folio->bits); i++) {
+		/* Pairs with the release in publish_filter(). */
 		if (smp_load_acquire(&ctx->inherited.bits[i]) & folio->bits[i])
 			return true;
+	}
 	return false;
 }
 

@@ -276,6 +276,13 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 		 */
 		rcu_read_lock();
 		up_read(&ctx->rwsem);
+		/*
+		 * An entry can be gone without W, and be seen gone without the
+		 * PTL. The copy that fork made before is behind the next
+		 * pointer: not to be read before. Pairs with the PTL, which
+		 * fork dropped and who took the entry away had afterwards.
+		 */
+		smp_rmb();
 next:
 		next = list_entry_rcu(pos->list.next, struct cow_marker, list);
 		cow_context_put(pinned);

@@ -26,7 +26,9 @@
  *  - MAY_UNMAP: a gap at the destination, of MAP_FIXED and MREMAP_FIXED, which
  *    unmap first.
  *  - MAY_DIE: exec after the point of no return. A page fault without memory
- *    should be retried, but may end in SIGBUS or the OOM killer.
+ *    should be retried, but may end in SIGBUS or the OOM killer; or in SIGSEGV
+ *    where the kernel writes, as to struct rseq after fork has write-protected
+ *    it.
  *
  * mremap() of a part of a VMA may succeed but for splitting the source, which
  * then remains, without pages. It is not looked at.
@@ -1110,7 +1112,7 @@ FIXTURE_VARIANT(cow_context_fail)
 
 FIXTURE_VARIANT_ADD(cow_context_fail, fork)
 {
-	.flags = MUST_FAIL,
+	.flags = MUST_FAIL | MAY_DIE,
 	.call = call_fork,
 	.after = after_fork,
 };
@@ -1326,6 +1328,7 @@ FIXTURE_VARIANT_ADD(cow_context_fail, brk)
 
 FIXTURE_VARIANT_ADD(cow_context_fail, brk_shrink)
 {
+	.flags = MAY_SPLIT,
 	.prepare = prepare_brk_shrink,
 	.call = call_brk_shrink,
 	.after = after_brk_shrink,
@@ -1412,8 +1415,12 @@ static void __noreturn work(const VARIANT *variant, long nth)
 	static struct maps before;
 	static long ret;	/* siglongjmp() does not undo it */
 
-	if (sigsetjmp(fault, 0))
+	if (sigsetjmp(fault, 0)) {
+		if (!dry && (variant->flags & MAY_DIE) &&
+		    shared->phase == ARMED)
+			_exit(EXIT_INJECTED);
 		die("a fault that nobody expects, in phase %d", shared->phase);
+	}
 	prepare_worker();
 	if (variant->prepare)
 		variant->prepare();
@@ -1529,7 +1536,8 @@ TEST_F_TIMEOUT(cow_context_fail, each_allocation, TEST_SECONDS)
 	long nth, injected = 0, failed = 0, died = 0;
 	static char text[64 * 1024];
 
-	if (variant->call == call_advise_huge && call_advise_huge())
+	if (variant->call == call_advise_huge &&
+	    madvise(shared, page, MADV_HUGEPAGE) && errno == EINVAL)
 		SKIP(return, "no MADV_HUGEPAGE");
 
 	for (nth = only_nth ? only_nth : 1; nth <= MAX_NTH; nth++) {
