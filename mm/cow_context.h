@@ -16,6 +16,7 @@
 #include <linux/percpu.h>
 #include <linux/refcount.h>
 #include <linux/rwsem.h>
+#include <linux/seqlock.h>
 
 struct seq_file;
 
@@ -94,14 +95,17 @@ struct cow_unmapping {
 };
 
 /* Bits of a filter: what fits into the context, see mm/cow_context_filter.c. */
-#define COW_FILTER_BITS	192
+#define COW_FILTER_SMALL	128
+#define COW_FILTER_LARGE	32
 
 /**
  * struct cow_filter - a superset of some anonymous page offsets
- * @bits: One for each hash of a piece of them.
+ * @small: A bit for each hash of a piece of a small VMA.
+ * @large: A bit for each hash of a piece of a large VMA.
  */
 struct cow_filter {
-	DECLARE_BITMAP(bits, COW_FILTER_BITS);
+	DECLARE_BITMAP(small, COW_FILTER_SMALL);
+	u32 large;
 };
 
 /**
@@ -129,6 +133,7 @@ struct cow_filter {
  *	mmap_lock (likewise), read under either, or RCU.
  * @inherited: Offsets of VMAs whose origin is not @owner. Written under
  *	mmap_lock (likewise), read by walks without a lock.
+ * @inherited_seq: Odd while @inherited is made anew.
  * @unmapping: The munmap in flight. Written under W, read under R.
  * @rcu: Frees the context after a grace period.
  */
@@ -145,6 +150,7 @@ struct cow_context {
 	struct cow_remap remap;
 	struct maple_tree remaps;
 	struct cow_filter inherited;
+	seqcount_t inherited_seq;
 	union {
 		struct cow_unmapping unmapping;
 		struct rcu_head rcu;
@@ -250,18 +256,23 @@ void cow_filter_add_range(const struct vm_area_struct *vma, pgoff_t first,
 void cow_filter_add_vma(const struct vm_area_struct *vma);
 void cow_filter_unmapped(struct cow_context *ctx, unsigned long nr);
 
-/* Can @ctx have inherited what @folio stands for? Context: RCU or R. */
+/*
+ * Can @ctx have inherited what @folio stands for? Yes, if its filter is just
+ * being made anew. Context: RCU or R.
+ */
 static inline bool cow_filter_meets(const struct cow_context *ctx,
 				    const struct cow_filter *folio)
 {
-	unsigned int i;
+	const struct cow_filter *filter = &ctx->inherited;
+	unsigned int i, seq;
 
-	for (i = 0; i < ARRAY_SIZE(folio->bits); i++) {
-		/* Pairs with the release in publish_filter(). */
-		if (smp_load_acquire(&ctx->inherited.bits[i]) & folio->bits[i])
+	if (!raw_seqcount_try_begin(&ctx->inherited_seq, seq) ||
+	    READ_ONCE(filter->large) & folio->large)
+		return true;
+	for (i = 0; i < ARRAY_SIZE(folio->small); i++)
+		if (READ_ONCE(filter->small[i]) & folio->small[i])
 			return true;
-	}
-	return false;
+	return read_seqcount_retry(&ctx->inherited_seq, seq);
 }
 
 /* mm/cow_context_rmap.c */

@@ -14,11 +14,11 @@
  * So each context has a small superset of the anonymous page offsets of its VMAs
  * whose origin is not its own owner: a Bloom filter with one hash. A walk for
  * a folio of another owner passes by a context whose filter has none of the
- * folio's bits, with three loads and no lock.
+ * folio's bits, with a few loads and no lock.
  *
- * Small VMAs set a bit for each piece of 16 pages, in the first 128 bits. Large
- * ones, of more than 8 pieces, would set too many; they set one for each 8192
- * pages, in the last 64.
+ * Small VMAs set a bit for each piece of 16 pages, of 128 bits. Large ones, of
+ * more than 8 pieces, would set too many; they set one for each 8192 pages, of
+ * 32 bits of their own.
  *
  * Bits are set before a VMA can have an inherited entry at these offsets: at
  * fork, and before a VMA is moved or grows. They are cleared all together, by
@@ -43,12 +43,20 @@
  *
  *	walker				munmap in P
  *	------				-----------
- *	bits = load_acquire(P)
  *					all PTEs are zapped
- *					store_release(bits of P)
+ *					seq odd; bits of P; seq even
+ *	seq, bits of P, same seq:
+ *	pass by P
  *	next: C; read its bits
  *
- * Who sees P's bits cleared sees what P forked before, and its bits.
+ * Who sees the bits as they were made anew sees what P forked before, and its
+ * bits.
+ *
+ * A VMA that was merged, split or has grown can have other bits when they are
+ * made anew: then it has the old ones or the new ones, but a walk that reads
+ * words of both could find none. Hence the sequence count. A walk does not wait
+ * for it: a filter that is being made anew costs a visit. Setting bits takes none
+ * away, and needs no count.
  *
  * A VMA that grows can get an inherited folio at new offsets from swap: an entry
  * that the mm shares with its own child names the VMA's origin when it comes
@@ -62,20 +70,17 @@
 
 #include "cow_context.h"
 
-#define SMALL_ORDER	7
 #define SMALL_SHIFT	4
 #define SMALL_PIECES	8
-#define LARGE_ORDER	6
 #define LARGE_SHIFT	13
-
-static_assert(BIT(SMALL_ORDER) + BIT(LARGE_ORDER) == COW_FILTER_BITS);
 
 static void add_small(struct cow_filter *filter, pgoff_t first, pgoff_t last)
 {
 	pgoff_t piece;
 
 	for (piece = first >> SMALL_SHIFT; piece <= last >> SMALL_SHIFT; piece++)
-		__set_bit(hash_long(piece, SMALL_ORDER), filter->bits);
+		__set_bit(hash_long(piece, ilog2(COW_FILTER_SMALL)),
+			  filter->small);
 }
 
 static void add_large(struct cow_filter *filter, pgoff_t first, pgoff_t last)
@@ -84,13 +89,12 @@ static void add_large(struct cow_filter *filter, pgoff_t first, pgoff_t last)
 
 	first >>= LARGE_SHIFT;
 	last >>= LARGE_SHIFT;
-	if (last - first >= BIT(LARGE_ORDER)) {
-		bitmap_set(filter->bits, BIT(SMALL_ORDER), BIT(LARGE_ORDER));
+	if (last - first >= COW_FILTER_LARGE) {
+		filter->large = ~0;
 		return;
 	}
 	for (piece = first; piece <= last; piece++)
-		__set_bit(BIT(SMALL_ORDER) + hash_long(piece, LARGE_ORDER),
-			  filter->bits);
+		filter->large |= BIT(hash_long(piece, ilog2(COW_FILTER_LARGE)));
 }
 
 static void add_pieces(struct cow_filter *filter, pgoff_t first, pgoff_t last)
@@ -111,7 +115,7 @@ static void add_pieces(struct cow_filter *filter, pgoff_t first, pgoff_t last)
  */
 void cow_filter_folio(struct cow_filter *filter, pgoff_t first, pgoff_t last)
 {
-	bitmap_zero(filter->bits, COW_FILTER_BITS);
+	*filter = (struct cow_filter) {};
 	add_small(filter, first, last);
 	add_large(filter, first, last);
 }
@@ -128,9 +132,9 @@ static void publish_filter(struct cow_context *ctx, const struct cow_filter *new
 {
 	unsigned int i;
 
-	/* Pairs with the acquire in cow_filter_meets(). */
-	for (i = 0; i < ARRAY_SIZE(new->bits); i++)
-		smp_store_release(&ctx->inherited.bits[i], new->bits[i]);
+	WRITE_ONCE(ctx->inherited.large, new->large);
+	for (i = 0; i < ARRAY_SIZE(new->small); i++)
+		WRITE_ONCE(ctx->inherited.small[i], new->small[i]);
 }
 
 /**
@@ -177,11 +181,12 @@ void cow_filter_add_vma(const struct vm_area_struct *vma)
  */
 void cow_filter_unmapped(struct cow_context *ctx, unsigned long nr)
 {
+	VMA_ITERATOR(vmi, ctx->mm, 0);
 	struct cow_filter new = {};
 	struct vm_area_struct *vma;
-	VMA_ITERATOR(vmi, ctx->mm, 0);
 
-	if (bitmap_empty(ctx->inherited.bits, COW_FILTER_BITS))
+	if (!ctx->inherited.large &&
+	    bitmap_empty(ctx->inherited.small, COW_FILTER_SMALL))
 		return;
 	ctx->nr_unmapped = min(ctx->nr_unmapped + nr, U16_MAX);
 	if (ctx->nr_unmapped < min(ctx->mm->map_count, U16_MAX))
@@ -193,6 +198,8 @@ void cow_filter_unmapped(struct cow_context *ctx, unsigned long nr)
 		if (is_inherited(ctx, vma))
 			add_pieces(&new, first, first + vma_pages(vma) - 1);
 	}
+	raw_write_seqcount_begin(&ctx->inherited_seq);
 	publish_filter(ctx, &new);
+	raw_write_seqcount_end(&ctx->inherited_seq);
 	ctx->nr_unmapped = 0;
 }

@@ -258,8 +258,11 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 				return false;
 			}
 			/* No reference left: no PTE left either. */
-			if (!refcount_inc_not_zero(&ctx->refs))
+			if (!refcount_inc_not_zero(&ctx->refs)) {
+				/* What it forked is behind the next pointer. */
+				smp_rmb();
 				goto next;
+			}
 			rcu_read_unlock();
 			pinned = ctx;
 			down_read(&ctx->rwsem);

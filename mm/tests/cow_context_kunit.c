@@ -2717,6 +2717,11 @@ static void filter(struct kunit *test)
 			}
 		}
 
+		/* What is being made anew says nothing. */
+		raw_write_seqcount_begin(&ctx_of(tm)->inherited_seq);
+		KUNIT_EXPECT_TRUE(test, meets(tm, ~page, ~page));
+		raw_write_seqcount_end(&ctx_of(tm)->inherited_seq);
+
 		/* Gone with the VMA: nothing is left in mm_mt. */
 		mmap_write_lock(&tm->mm);
 		cow_filter_unmapped(ctx_of(tm), 1);
