@@ -14,6 +14,10 @@
  *    of the file faults;
  *  - that system calls fail when, and as, they have to.
  *
+ * Besides the arena there are stacks that grow down, a heap whose end brk()
+ * moves, and private mappings of hugetlb. What does not work on this machine is
+ * left out, which is said in the beginning.
+ *
  * Rules where the kernel may choose:
  *
  *  - MADV_FREE: old content or zero, until it is written or seen as zero.
@@ -27,6 +31,20 @@
  *    who finds whom, so a family has either MADV_FREE or such reads.
  *  - Failures for want of memory: what is mapped how is read from smaps, the
  *    pages in question are not verified until they are mapped anew.
+ *  - Pages that io_uring has pinned to write to them belong to who has pinned
+ *    them; a child gets copies. Neither changes any content. They are dirty, so
+ *    that MADV_FREE is allowed.
+ *  - Who finds no free huge page in hugetlb is killed by SIGBUS, or takes pages
+ *    away from its children, which are killed then. So that neither happens a
+ *    member maps at most HUGE_MAX of them, unmaps before it maps anew and
+ *    before it leaves, and does not pin them for long; what all members can
+ *    need at once has to be free in the beginning. --system adds what is
+ *    missing, and removes it in the end. No other process may take them. Only
+ *    whole mappings are moved or protected.
+ *  - A hole below a stack is not read to find out whether it is one: reads with
+ *    force make it part of the stack, and the kernel complains about others.
+ *    mincore() knows.
+ *  - brk() that fails does not move the break. malloc() must not use it.
  *  - Other advice (cold, pageout, collapse, mergeable, populate ...) changes
  *    no content, whatever it returns.
  *
@@ -38,8 +56,9 @@
  *
  * --self-test shows that the fuzzer can fail: the model forgets what
  * MADV_DONTNEED does, which has to be detected and shrunk to a few lines. Each
- * of 15 more rules, among them what fork() copies and what mremap() moves, has
- * been left out of the model once, which was noticed within 4000 operations.
+ * of 33 more rules, among them what fork() copies, what mremap() moves, what
+ * brk() forgets and where a stack stops, has been left out of the model once,
+ * which was noticed within 4000 operations.
  */
 
 #define _GNU_SOURCE
@@ -48,6 +67,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <malloc.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -99,6 +119,15 @@
 #ifndef __NR_pidfd_open
 #define __NR_pidfd_open		434
 #endif
+#ifndef __NR_io_uring_setup
+#define __NR_io_uring_setup	425
+#endif
+#ifndef __NR_io_uring_register
+#define __NR_io_uring_register	427
+#endif
+#ifndef MAP_HUGE_2MB
+#define MAP_HUGE_2MB		(21 << 26)
+#endif
 #define MPOL_MOVE		2	/* MPOL_MF_MOVE */
 #define MPOL_MOVE_ALL		4	/* MPOL_MF_MOVE_ALL */
 
@@ -109,6 +138,22 @@
 #define ARENA			0x200000000000UL
 #define PMD_PAGES		512
 #define NR_PAGES		(4 * PMD_PAGES)
+
+/*
+ * The other areas. What is above the one of the stacks must not grow down, or
+ * whoever reads a hole with force makes a stack of it.
+ */
+#define STACK_FIRST		NR_PAGES
+#define STACK_PAGES		(2 * PMD_PAGES)
+#define STACK_BASE		(ARENA - STACK_PAGES * PAGE)
+#define STACK_GAP		256
+#define HEAP_FIRST		(STACK_FIRST + STACK_PAGES)
+#define HEAP_PAGES		(2 * PMD_PAGES)
+#define HUGE_FIRST		(HEAP_FIRST + HEAP_PAGES)
+#define HUGE_PAGES		(4 * PMD_PAGES)
+#define HUGE_BASE		(ARENA + 2 * NR_PAGES * PAGE)
+#define HUGE_MAX		2	/* of one member */
+#define ALL_PAGES		(HUGE_FIRST + HUGE_PAGES)
 #define FILE_PAGES		1536
 #define MAX_PROCS		12
 #define MAX_DEPTH		6
@@ -128,11 +173,13 @@ enum { NONE, ZERO, VALUE, CONTENT_OF_FILE };
 #define F_DONTFORK		0x10
 #define F_FILE			0x20	/* private mapping of the file */
 #define F_UNKNOWN		0x40	/* a call failed half-way */
-#define F_VMA			(F_LOCKED | F_WIPE | F_DONTFORK | F_FILE)
+#define F_GROWS			0x80	/* down, as a stack */
+#define F_VMA			(F_LOCKED | F_WIPE | F_DONTFORK | F_FILE | \
+				 F_GROWS)
 
 struct page {
 	uint64_t value;
-	uint32_t index;			/* in the file */
+	uint32_t index;			/* in the file; of huge pages: whose */
 	uint8_t kind;
 	uint8_t prot;
 	uint8_t flags;
@@ -143,6 +190,7 @@ enum op_code {
 	OP_MMAP, OP_MMAP_FILE, OP_MUNMAP, OP_MPROTECT, OP_RESIZE, OP_MOVE,
 	OP_DONTUNMAP, OP_MADVISE, OP_MLOCK, OP_MUNLOCK, OP_SOFT_DIRTY,
 	OP_MOVE_PAGES, OP_REMOTE, OP_UFFD_MOVE, OP_SPLIT, OP_COMPACT,
+	OP_MMAP_STACK, OP_GROW, OP_BRK, OP_MMAP_HUGE, OP_PIN, OP_UNPIN,
 	NR_OPS
 };
 
@@ -170,6 +218,12 @@ static const char * const op_names[NR_OPS] = {
 	[OP_UFFD_MOVE]	= "uffd_move",
 	[OP_SPLIT]	= "split",
 	[OP_COMPACT]	= "compact",
+	[OP_MMAP_STACK]	= "mmap_stack",
+	[OP_GROW]	= "grow",
+	[OP_BRK]	= "brk",
+	[OP_MMAP_HUGE]	= "mmap_huge",
+	[OP_PIN]	= "pin",
+	[OP_UNPIN]	= "unpin",
 };
 
 struct op {
@@ -189,7 +243,9 @@ struct member {
 	struct op op;
 	uint32_t nr_recent;
 	struct op recent[NR_RECENT];
-	struct page pages[NR_PAGES];
+	uint64_t heap;			/* where it starts, 0: has none */
+	uint32_t heap_pages;		/* up to the break */
+	struct page pages[ALL_PAGES];
 };
 
 struct failure {
@@ -211,6 +267,10 @@ struct shared {
 	uint32_t guards;		/* the kernel knows guard pages */
 	uint32_t pins;			/* pin pages to read, no MADV_FREE */
 	uint32_t nodes;
+	uint32_t stacks;		/* these four: can be tested here */
+	uint32_t huge;
+	uint32_t rings;
+	uint64_t heap;
 	uint32_t seq;
 	uint64_t ops;
 	uint64_t failed;
@@ -227,6 +287,7 @@ static struct shared *shm;
 static int shm_fd = -1;
 static int file_fd = -1;
 static int mem_fd = -1;
+static int ring_fd = -1;		/* io_uring, keeps what is pinned */
 static struct member *me;
 static uint32_t my_slot;
 static struct op *current_op;
@@ -278,9 +339,44 @@ static long futex(uint32_t *word, int what, uint32_t value, double timeout)
 	return syscall(SYS_futex, word, what, value, &ts, NULL, 0);
 }
 
+enum { IN_ARENA, IN_STACKS, IN_HEAP, IN_HUGE, NR_AREAS };
+
+static const struct area {
+	uint32_t first;
+	uint32_t nr;
+} areas[NR_AREAS] = {
+	[IN_ARENA]	= { 0, NR_PAGES },
+	[IN_STACKS]	= { STACK_FIRST, STACK_PAGES },
+	[IN_HEAP]	= { HEAP_FIRST, HEAP_PAGES },
+	[IN_HUGE]	= { HUGE_FIRST, HUGE_PAGES },
+};
+
+static int area_of(uint32_t i)
+{
+	int n = NR_AREAS - 1;
+
+	while (i < areas[n].first)
+		n--;
+	return n;
+}
+
+/* Where @m has the page; only the heap is not at the same place in all. */
+static unsigned long addr_in(const struct member *m, uint32_t i)
+{
+	switch (area_of(i)) {
+	case IN_ARENA:
+		return ARENA + i * PAGE;
+	case IN_STACKS:
+		return STACK_BASE + (i - STACK_FIRST) * PAGE;
+	case IN_HEAP:
+		return m->heap + (i - HEAP_FIRST) * PAGE;
+	}
+	return HUGE_BASE + (i - HUGE_FIRST) * PAGE;
+}
+
 static char *page_addr(uint32_t i)
 {
-	return (char *)(ARENA + i * PAGE);
+	return (char *)addr_in(me, i);
 }
 
 static int write_file(const char *path, const char *text)
@@ -411,7 +507,7 @@ static void inherit(struct page *child, const struct page *parent)
 {
 	uint32_t i;
 
-	for (i = 0; i < NR_PAGES; i++) {
+	for (i = 0; i < ALL_PAGES; i++) {
 		const struct page *p = &parent[i];
 		struct page *c = &child[i];
 
@@ -428,13 +524,14 @@ static void inherit(struct page *child, const struct page *parent)
 
 /*
  * How the pages are mapped according to smaps. Only the locks are taken over
- * from it with @locks_only, otherwise all but the content.
+ * from it with @locks_only, otherwise all but the content. All of one area.
  */
 static void reread_maps(uint32_t first, uint32_t nr, bool locks_only)
 {
 	struct page *row = me->pages;
 	static char line[512];
 	unsigned long start = 0, end = 0, from = 0, to = 0, offset, addr;
+	unsigned long base = addr_in(me, first);
 	struct page *p;
 	char perms[8];
 	uint32_t i;
@@ -454,14 +551,14 @@ static void reread_maps(uint32_t first, uint32_t nr, bool locks_only)
 			   &offset) == 4) {
 			from = start;
 			to = end;
-			if (from < ARENA + first * PAGE)
-				from = ARENA + first * PAGE;
-			if (to > ARENA + (first + nr) * PAGE)
-				to = ARENA + (first + nr) * PAGE;
+			if (from < base)
+				from = base;
+			if (to > base + nr * PAGE)
+				to = base + nr * PAGE;
 			if (locks_only)
 				continue;
 			for (addr = from; addr < to; addr += PAGE) {
-				p = &row[(addr - ARENA) / PAGE];
+				p = &row[first + (addr - base) / PAGE];
 				p->flags = F_UNKNOWN;
 				if (strstr(line, "memfd:"))
 					p->flags |= F_FILE;
@@ -479,8 +576,12 @@ static void reread_maps(uint32_t first, uint32_t nr, bool locks_only)
 				flags |= F_WIPE;
 			if (strstr(line, " dc") && !locks_only)
 				flags |= F_DONTFORK;
-			for (addr = from; addr < to; addr += PAGE)
-				row[(addr - ARENA) / PAGE].flags |= flags;
+			if (strstr(line, " gd") && !locks_only)
+				flags |= F_GROWS;
+			for (addr = from; addr < to; addr += PAGE) {
+				p = &row[first + (addr - base) / PAGE];
+				p->flags |= flags;
+			}
 		}
 	}
 	fclose(f);
@@ -491,23 +592,25 @@ static void reread_maps(uint32_t first, uint32_t nr, bool locks_only)
 static void on_fault(int signal, siginfo_t *info, void *context)
 {
 	unsigned long addr = (unsigned long)info->si_addr;
+	uint32_t n;
 
 	(void)context;
-	if (addr >= ARENA && addr < ARENA + NR_PAGES * PAGE)
-		siglongjmp(fault_env, signal);
-	fail("member %u: signal %d at %#lx, outside of the arena", my_slot,
+	for (n = 0; me && n < NR_AREAS; n++)
+		if (addr - addr_in(me, areas[n].first) < areas[n].nr * PAGE)
+			siglongjmp(fault_env, signal);
+	fail("member %u: signal %d at %#lx, outside of the areas", my_slot,
 	     signal, addr);
 	_exit(1);
 }
 
-static bool pinned_words(pid_t pid, uint32_t i, uint64_t *words)
+static bool pinned_words(pid_t pid, unsigned long addr, uint64_t *words)
 {
 	struct iovec local[4], remote[4];
 	int k;
 
 	for (k = 0; k < 4; k++) {
 		local[k].iov_base = &words[k];
-		remote[k].iov_base = page_addr(i) + word_at[k] * 8;
+		remote[k].iov_base = (void *)(addr + word_at[k] * 8);
 		local[k].iov_len = 8;
 		remote[k].iov_len = 8;
 	}
@@ -515,13 +618,12 @@ static bool pinned_words(pid_t pid, uint32_t i, uint64_t *words)
 }
 
 /* Reads without any permission, as a debugger does, and does not pin. */
-static bool forced_words(int fd, uint32_t i, uint64_t *words)
+static bool forced_words(int fd, unsigned long addr, uint64_t *words)
 {
 	int k;
 
 	for (k = 0; k < 4; k++)
-		if (pread(fd, &words[k], 8, ARENA + i * PAGE +
-			  word_at[k] * 8) != 8)
+		if (pread(fd, &words[k], 8, addr + word_at[k] * 8) != 8)
 			return false;
 	return true;
 }
@@ -531,10 +633,17 @@ static bool forced_write(uint32_t i, uint64_t value)
 	int k;
 
 	for (k = 0; k < 4; k++, value++)
-		if (pwrite(mem_fd, &value, 8, ARENA + i * PAGE +
+		if (pwrite(mem_fd, &value, 8, addr_in(me, i) +
 			   word_at[k] * 8) != 8)
 			return false;
 	return true;
+}
+
+static bool is_mapped(uint32_t i)
+{
+	unsigned char there;
+
+	return !mincore(page_addr(i), PAGE, &there);
 }
 
 static const char *kind_name(const struct page *p)
@@ -587,7 +696,7 @@ static bool never_touched(uint32_t i)
 		fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 		owner = getpid();
 	}
-	if (pread(fd, &entry, 8, (ARENA / PAGE + i) * 8) != 8)
+	if (pread(fd, &entry, 8, addr_in(me, i) / PAGE * 8) != 8)
 		return false;
 	return !(entry >> 62);
 }
@@ -615,25 +724,32 @@ static void verify(uint32_t first, uint32_t nr, uint32_t mode)
 		    !dead_page(p) && never_touched(i))
 			continue;
 		add(&shm->verified, 1);
+		/* the kernel complains about other reads below a stack */
+		if (p->kind == NONE && area_of(i) == IN_STACKS) {
+			if (is_mapped(i))
+				fail("member %u page %u: mapped, expected unmapped",
+				     my_slot, i);
+			continue;
+		}
 		if (dead_page(p) || !(p->prot & PROT_READ)) {
-			if (pinned_words(pid, i, words)) {
+			if (pinned_words(pid, addr_in(me, i), words)) {
 				fail("member %u page %u: readable, expected %s, permissions %u",
 				     my_slot, i, kind_name(p), p->prot);
 				return;
 			}
 			if (!dead_page(p) && mem_fd >= 0 &&
-			    forced_words(mem_fd, i, words))
+			    forced_words(mem_fd, addr_in(me, i), words))
 				check_words(my_slot, i, words, "forced");
 			continue;
 		}
 		if (mode == VERIFY_FORCED && mem_fd >= 0) {
-			if (!forced_words(mem_fd, i, words)) {
+			if (!forced_words(mem_fd, addr_in(me, i), words)) {
 				fail("member %u page %u: forced read fails, expected %s",
 				     my_slot, i, kind_name(p));
 				return;
 			}
 		} else if (mode == VERIFY_PINNED) {
-			if (!pinned_words(pid, i, words)) {
+			if (!pinned_words(pid, addr_in(me, i), words)) {
 				fail("member %u page %u: process_vm_readv: %s, expected %s",
 				     my_slot, i, strerror(errno),
 				     kind_name(p));
@@ -676,13 +792,14 @@ static void peek(uint32_t slot, uint32_t first, uint32_t nr, bool pin)
 		struct page *p = &m->pages[i];
 		bool readable = !dead_page(p) && p->prot & PROT_READ;
 
-		if (p->flags & F_UNKNOWN)
+		if (p->flags & F_UNKNOWN ||
+		    (p->kind == NONE && area_of(i) == IN_STACKS))
 			continue;
 		add(&shm->verified, 1);
 		if (pin || !readable)
-			got = pinned_words(m->pid, i, words);
+			got = pinned_words(m->pid, addr_in(m, i), words);
 		else
-			got = forced_words(fd, i, words);
+			got = forced_words(fd, addr_in(m, i), words);
 		if (got != readable)
 			fail("member %u page %u: %s for others, expected %s, permissions %u",
 			     slot, i, readable ? "not readable" : "readable",
@@ -789,6 +906,7 @@ static bool as_predicted(const char *what, int got, int predicted,
 
 #define MAP_POPULATED		1
 #define MAP_HUGE_PAGES		2
+#define MAP_STACKS		4
 
 /* Anonymous memory, or the file @from a page on. */
 static void do_mmap(uint32_t first, uint32_t nr, int prot, int how, int from)
@@ -801,6 +919,8 @@ static void do_mmap(uint32_t first, uint32_t nr, int prot, int how, int from)
 
 	if (how & MAP_POPULATED)
 		flags |= MAP_POPULATE;
+	if (how & MAP_STACKS)
+		flags |= MAP_GROWSDOWN;
 	if (from < 0)
 		p = mmap(page_addr(first), nr * PAGE, prot,
 			 flags | MAP_ANONYMOUS, -1, 0);
@@ -820,6 +940,8 @@ static void do_mmap(uint32_t first, uint32_t nr, int prot, int how, int from)
 			row[i].flags = F_FILE;
 			row[i].index = from + i - first;
 		}
+		if (how & MAP_STACKS)
+			row[i].flags = F_GROWS;
 		row[i].kind = base_kind(&row[i]);
 	}
 }
@@ -971,7 +1093,8 @@ static void do_move(uint32_t first, uint32_t nr, uint32_t to, uint32_t new_nr,
 		drop_content(&row[to + i]);
 	}
 	if (locked)
-		reread_maps(0, NR_PAGES, true);
+		reread_maps(areas[area_of(first)].first,
+			    areas[area_of(first)].nr, true);
 }
 
 /* One page: the error that stops madvise() there, or what it does to it. */
@@ -1187,10 +1310,11 @@ static void do_uffd_move(uint32_t first, uint32_t nr, uint32_t to)
 	}
 }
 
-static void remote_advice(pid_t pid, uint32_t first, uint32_t nr, int advice)
+static void remote_advice(pid_t pid, unsigned long addr, uint32_t nr,
+			  int advice)
 {
 	struct iovec range = {
-		.iov_base = page_addr(first),
+		.iov_base = (void *)addr,
 		.iov_len = nr * PAGE,
 	};
 	int fd = syscall(__NR_pidfd_open, pid, 0);
@@ -1204,16 +1328,16 @@ static void remote_advice(pid_t pid, uint32_t first, uint32_t nr, int advice)
 
 #define MOVE_BATCH		64
 
-static void move_to_node(pid_t pid, uint32_t first, uint32_t nr, int node)
+static void move_to_node(pid_t pid, unsigned long addr, uint32_t nr, int node)
 {
 	void *pages[MOVE_BATCH];
 	int nodes[MOVE_BATCH], status[MOVE_BATCH];
 	uint32_t i, n;
 
-	for (; nr; first += n, nr -= n) {
+	for (; nr; addr += n * PAGE, nr -= n) {
 		n = nr < MOVE_BATCH ? nr : MOVE_BATCH;
 		for (i = 0; i < n; i++) {
-			pages[i] = page_addr(first + i);
+			pages[i] = (void *)(addr + i * PAGE);
 			nodes[i] = node;
 		}
 		if (!syscall(SYS_move_pages, pid, n, pages, nodes, status,
@@ -1224,13 +1348,253 @@ static void move_to_node(pid_t pid, uint32_t first, uint32_t nr, int node)
 	}
 }
 
-static void split_huge(pid_t pid, uint32_t first, uint32_t nr)
+static void split_huge(pid_t pid, unsigned long addr, uint32_t nr)
 {
 	char text[80];
 
-	snprintf(text, sizeof(text), "%d,0x%lx,0x%lx", pid,
-		 ARENA + first * PAGE, ARENA + (first + nr) * PAGE);
+	snprintf(text, sizeof(text), "%d,0x%lx,0x%lx", pid, addr,
+		 addr + nr * PAGE);
 	write_file("/sys/kernel/debug/split_huge_pages", text);
+}
+
+/* Stacks, to the page below which they have been touched. */
+
+static bool store_words(uint32_t i, uint64_t value)
+{
+	const uint64_t words[] = { value, value + 1, value + 2, value + 3 };
+	uint64_t *w = (uint64_t *)page_addr(i);
+	int k;
+
+	if (sigsetjmp(fault_env, 1))
+		return false;
+	for (k = 0; k < 4; k++)
+		__atomic_store_n(&w[word_at[k]], words[k], __ATOMIC_SEQ_CST);
+	return true;
+}
+
+static bool load_word(uint32_t i)
+{
+	if (sigsetjmp(fault_env, 1))
+		return false;
+	__atomic_load_n((uint64_t *)page_addr(i), __ATOMIC_SEQ_CST);
+	return true;
+}
+
+/* Does what is next above grow, and can it, to page @i? */
+static bool stack_grows(const struct page *row, uint32_t i, uint32_t next)
+{
+	uint32_t prev = i;
+
+	if (next == STACK_FIRST + STACK_PAGES || !(row[next].flags & F_GROWS))
+		return false;
+	while (prev > STACK_FIRST && row[prev - 1].kind == NONE)
+		prev--;
+	if (prev == STACK_FIRST)
+		return true;
+	return row[prev - 1].flags & F_GROWS || !row[prev - 1].prot ||
+		i - prev >= STACK_GAP;
+}
+
+/* It grows before permissions are looked at. */
+static void do_grow(uint32_t i, bool read, uint32_t seq)
+{
+	uint64_t value = (uint64_t)(my_slot + 1) << 56 | (uint64_t)seq << 20 |
+		(uint64_t)i << 4;
+	struct page *row = me->pages;
+	uint32_t k, next = i;
+	bool grows, touched, good;
+
+	if (!shm->stacks || area_of(i) != IN_STACKS || row[i].kind != NONE ||
+	    any_flag(&row[STACK_FIRST], STACK_PAGES, F_UNKNOWN))
+		return;
+	while (next < STACK_FIRST + STACK_PAGES && row[next].kind == NONE)
+		next++;
+	grows = stack_grows(row, i, next);
+	good = grows && row[next].prot & (read ? PROT_READ : PROT_WRITE);
+	touched = read ? load_word(i) : store_words(i, value);
+	if (touched != good || is_mapped(i) != grows) {
+		if (grows && row[next].flags & F_LOCKED) {
+			/* as much may not be locked */
+			add(&shm->failed, 1);
+			reread_maps(i, next - i, false);
+			return;
+		}
+		fail("member %u page %u: %s, %s; expected that the stack above, of page %u, %s",
+		     my_slot, i, touched ? "no signal" : "a signal",
+		     is_mapped(i) ? "mapped" : "unmapped", next,
+		     grows ? "grows" : "does not grow");
+		return;
+	}
+	if (!grows)
+		return;
+	for (k = i; k < next; k++) {
+		row[k] = row[next];
+		row[k].flags &= F_VMA;
+		drop_content(&row[k]);
+	}
+	if (good && !read) {
+		row[i].kind = VALUE;
+		row[i].value = value;
+	}
+}
+
+/* Moves the break. What is above it must not come back when it does. */
+static void do_brk(uint32_t nr)
+{
+	unsigned long got, before = me->heap + me->heap_pages * PAGE;
+	struct page *row = &me->pages[HEAP_FIRST];
+	uint32_t i;
+
+	if (!me->heap || nr > HEAP_PAGES)
+		return;
+	if ((unsigned long)syscall(SYS_brk, 0) != before) {
+		fail("member %u: the break is not at heap page %u", my_slot,
+		     me->heap_pages);
+		return;
+	}
+	got = syscall(SYS_brk, me->heap + nr * PAGE);
+	if (got != me->heap + nr * PAGE) {
+		/* no memory, or MADV_DONTFORK left nothing to be unmapped */
+		add(&shm->failed, 1);
+		if (got != before)
+			fail("member %u: brk from heap page %u to %u: at %#lx",
+			     my_slot, me->heap_pages, nr, got);
+		return;
+	}
+	for (i = nr; i < me->heap_pages; i++)
+		set_unmapped(&row[i]);
+	for (i = me->heap_pages; i < nr; i++) {
+		set_unmapped(&row[i]);
+		row[i].kind = ZERO;
+		row[i].prot = PROT_READ | PROT_WRITE;
+	}
+	me->heap_pages = nr;
+}
+
+/* Pages of hugetlb */
+
+/* Is this all of one mapping? */
+static bool whole_mapping(const struct page *row, uint32_t first, uint32_t nr)
+{
+	uint32_t i, end = first + nr;
+
+	for (i = first; i < end; i++)
+		if (row[i].kind == NONE || row[i].flags & F_UNKNOWN ||
+		    row[i].index != row[first].index)
+			return false;
+	if (first > HUGE_FIRST && row[first - 1].kind != NONE &&
+	    row[first - 1].index == row[first].index)
+		return false;
+	return end == ALL_PAGES || row[end].kind == NONE ||
+		row[end].index != row[first].index;
+}
+
+/* What depends on where mappings end is only done with whole ones. */
+static bool huge_allowed(const struct op *op)
+{
+	const uint32_t *a = op->a;
+
+	if (!shm->huge)
+		return false;
+	if (op->code == OP_WRITE || op->code == OP_VERIFY ||
+	    op->code == OP_PEEK || op->code == OP_MOVE_PAGES)
+		return true;
+	if (!a[1] || a[0] % PMD_PAGES || a[1] % PMD_PAGES ||
+	    a[0] + a[1] > ALL_PAGES)
+		return false;
+	if (op->code == OP_MMAP_HUGE || op->code == OP_MUNMAP ||
+	    (op->code == OP_MADVISE && a[2] == MADV_DONTNEED))
+		return true;
+	if (!whole_mapping(me->pages, a[0], a[1]))
+		return false;
+	if (op->code == OP_MOVE)
+		return a[3] == a[1] && a[2] >= HUGE_FIRST &&
+			!(a[2] % PMD_PAGES) && a[2] + a[3] <= ALL_PAGES;
+	return op->code == OP_MPROTECT ||
+		(op->code == OP_MADVISE && (a[2] == MADV_DONTFORK ||
+					    a[2] == MADV_DOFORK));
+}
+
+static void do_mmap_huge(uint32_t first, uint32_t nr, int prot, uint32_t id)
+{
+	struct page *row = me->pages;
+	uint32_t i, used = 0;
+	int error = 0;
+
+	for (i = HUGE_FIRST; i < ALL_PAGES; i += PMD_PAGES)
+		used += row[i].kind != NONE && (i < first || i >= first + nr);
+	if (used + nr / PMD_PAGES > HUGE_MAX)
+		return;
+	/* otherwise the new ones are reserved before the old ones are free */
+	do_munmap(first, nr);
+	if (mmap(page_addr(first), nr * PAGE, prot, MAP_PRIVATE | MAP_FIXED |
+		 MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB, -1,
+		 0) == MAP_FAILED)
+		error = errno;
+	if (!as_predicted("mmap of huge pages", error, 0, first, nr))
+		return;
+	for (i = first; i < first + nr; i++) {
+		set_unmapped(&row[i]);
+		row[i].prot = prot;
+		row[i].kind = ZERO;
+		row[i].index = id;
+	}
+}
+
+/* Pins that last */
+
+static int ring_register(uint32_t what, void *arg, uint32_t nr)
+{
+	return syscall(__NR_io_uring_register, ring_fd, what, arg, nr);
+}
+
+static int new_ring(void)
+{
+	uint32_t params[30] = { 0 };	/* struct io_uring_params */
+
+	return syscall(__NR_io_uring_setup, 1, params);
+}
+
+static void do_unpin(void)
+{
+	if (ring_fd >= 0 && ring_register(1, NULL, 0))
+		add(&shm->failed, 1);
+}
+
+/* To write to them: all have to be writable. No content changes. */
+static void do_pin(uint32_t first, uint32_t nr)
+{
+	struct iovec range = {
+		.iov_base = page_addr(first),
+		.iov_len = nr * PAGE,
+	};
+	const struct page *row = me->pages;
+	bool good = true;
+	uint32_t i;
+
+	if (!shm->rings)
+		return;
+	if (ring_fd < 0)
+		ring_fd = new_ring();
+	else
+		do_unpin();
+	if (ring_fd < 0) {
+		add(&shm->failed, 1);
+		return;
+	}
+	for (i = first; i < first + nr; i++)
+		if (dead_page(&row[i]) || !(row[i].prot & PROT_WRITE))
+			good = false;
+	if (!ring_register(0, &range, 1)) {
+		if (!good && !any_flag(&row[first], nr, F_UNKNOWN))
+			fail("member %u: %u pages at page %u pinned, not all are writable",
+			     my_slot, nr, first);
+		return;
+	}
+	add(&shm->failed, 1);
+	if (errno == EFAULT && good && !any_flag(&row[first], nr, F_UNKNOWN))
+		fail("member %u: %u writable pages at page %u cannot be pinned",
+		     my_slot, nr, first);
 }
 
 static void clear_soft_dirty(pid_t pid)
@@ -1250,6 +1614,10 @@ static void become(uint32_t slot)
 	if (mem_fd >= 0)
 		close(mem_fd);
 	mem_fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	/* what the parent has pinned is not for the child */
+	if (ring_fd >= 0)
+		close(ring_fd);
+	ring_fd = -1;
 	__atomic_store_n(&me->pid, getpid(), __ATOMIC_RELEASE);
 }
 
@@ -1268,6 +1636,8 @@ static bool take_slot(uint32_t slot, uint32_t depth, uint64_t rng)
 	m->paused = 0;
 	m->rng = rng;
 	m->nr_recent = 0;
+	m->heap = shm->heap;
+	m->heap_pages = 0;
 	memset(m->pages, 0, sizeof(m->pages));
 	return true;
 }
@@ -1289,6 +1659,8 @@ static void do_fork(uint32_t slot)
 	    !take_slot(slot, me->depth + 1, rnd(&me->rng)))
 		return;
 	child = &shm->member[slot];
+	child->heap = me->heap;
+	child->heap_pages = me->heap_pages;
 	inherit(child->pages, me->pages);
 	pid = fork();
 	if (!pid) {
@@ -1308,9 +1680,17 @@ static void do_fork(uint32_t slot)
 	}
 }
 
+/* The next member with the slot may need them before this one has ended. */
+static void give_huge_pages_back(void)
+{
+	if (shm->huge)
+		munmap((void *)HUGE_BASE, HUGE_PAGES * PAGE);
+}
+
 static void leave(void)
 {
 	add(&shm->exits, 1);
+	give_huge_pages_back();
 	if (shm->race)
 		release_slot(me);
 	_exit(0);
@@ -1328,10 +1708,23 @@ static void do_exec(void)
 	add(&shm->failed, 1);
 }
 
+/* Not what another machine has left out, nor what the areas are not for. */
+static bool may_execute(const struct op *op)
+{
+	if (op->code == OP_MMAP_STACK)
+		return shm->stacks && area_of(op->a[0]) == IN_STACKS;
+	if (!op->a[1])
+		return true;
+	if (area_of(op->a[0]) == IN_HUGE)
+		return huge_allowed(op);
+	return me->heap || area_of(op->a[0]) != IN_HEAP;
+}
+
 static void execute(struct op *op)
 {
 	uint32_t *a = op->a;
 	struct member *other;
+	unsigned long addr = 0;
 	pid_t pid = 0;
 
 	current_op = op;
@@ -1343,7 +1736,10 @@ static void execute(struct op *op)
 			pid = other->pid;
 		if (!pid)
 			return;
+		addr = addr_in(other, a[0]);
 	}
+	if (!may_execute(op))
+		return;
 	switch (op->code) {
 	case OP_FORK:
 		do_fork(a[0]);
@@ -1397,19 +1793,37 @@ static void execute(struct op *op)
 		clear_soft_dirty(getpid());
 		break;
 	case OP_MOVE_PAGES:
-		move_to_node(pid, a[0], a[1], a[2]);
+		move_to_node(pid, addr, a[1], a[2]);
 		break;
 	case OP_REMOTE:
-		remote_advice(pid, a[0], a[1], a[2]);
+		remote_advice(pid, addr, a[1], a[2]);
 		break;
 	case OP_UFFD_MOVE:
 		do_uffd_move(a[0], a[1], a[2]);
 		break;
 	case OP_SPLIT:
-		split_huge(pid, a[0], a[1]);
+		split_huge(pid, addr, a[1]);
 		break;
 	case OP_COMPACT:
 		write_file("/proc/sys/vm/compact_memory", "1");
+		break;
+	case OP_MMAP_STACK:
+		do_mmap(a[0], a[1], a[2], MAP_STACKS, -1);
+		break;
+	case OP_GROW:
+		do_grow(a[0], a[2], a[4]);
+		break;
+	case OP_BRK:
+		do_brk(a[0]);
+		break;
+	case OP_MMAP_HUGE:
+		do_mmap_huge(a[0], a[1], a[2], a[4]);
+		break;
+	case OP_PIN:
+		do_pin(a[0], a[1]);
+		break;
+	case OP_UNPIN:
+		do_unpin();
 		break;
 	}
 }
@@ -1429,7 +1843,32 @@ static const struct choice codes[] = {
 	{ OP_DONTUNMAP, 30 },	{ OP_MADVISE, 200 },	{ OP_MLOCK, 10 },
 	{ OP_MUNLOCK, 12 },	{ OP_SOFT_DIRTY, 3 },	{ OP_MOVE_PAGES, 50 },
 	{ OP_REMOTE, 30 },	{ OP_UFFD_MOVE, 25 },	{ OP_SPLIT, 15 },
-	{ OP_COMPACT, 1 },
+	{ OP_COMPACT, 1 },	{ OP_MMAP_STACK, 15 },	{ OP_GROW, 45 },
+	{ OP_BRK, 30 },		{ OP_MMAP_HUGE, 20 },	{ OP_PIN, 15 },
+	{ OP_UNPIN, 6 },
+};
+
+#define ALSO(area)		(1 << IN_##area)
+#define ALSO_SMALL		(ALSO(STACKS) | ALSO(HEAP))
+
+/* What is not only for the arena. Nothing but brk maps or unmaps the heap. */
+static const uint8_t also_in[NR_OPS] = {
+	[OP_WRITE]	= ALSO_SMALL | ALSO(HUGE),
+	[OP_VERIFY]	= ALSO_SMALL | ALSO(HUGE),
+	[OP_PEEK]	= ALSO_SMALL | ALSO(HUGE),
+	[OP_MMAP]	= ALSO(STACKS),
+	[OP_MUNMAP]	= ALSO(STACKS) | ALSO(HUGE),
+	[OP_MPROTECT]	= ALSO_SMALL | ALSO(HUGE),
+	[OP_RESIZE]	= ALSO(STACKS),
+	[OP_MOVE]	= ALSO(STACKS) | ALSO(HUGE),
+	[OP_DONTUNMAP]	= ALSO(STACKS),
+	[OP_MADVISE]	= ALSO_SMALL | ALSO(HUGE),
+	[OP_MLOCK]	= ALSO_SMALL,
+	[OP_MUNLOCK]	= ALSO_SMALL,
+	[OP_MOVE_PAGES]	= ALSO_SMALL | ALSO(HUGE),
+	[OP_REMOTE]	= ALSO_SMALL,
+	[OP_SPLIT]	= ALSO_SMALL,
+	[OP_PIN]	= ALSO(HEAP),
 };
 
 static const struct choice advices[] = {
@@ -1449,10 +1888,11 @@ static const struct choice advices[] = {
  * Most happens around the border of two page tables, so that operations meet;
  * some of it to huge pages, or to most of the arena.
  */
-static void random_range(uint64_t *rng, uint32_t *first, uint32_t *nr)
+static void random_range(uint64_t *rng, int area, uint32_t *first,
+			 uint32_t *nr)
 {
 	uint32_t what = below(rng, 100);
-	uint32_t from = 0, window = NR_PAGES;
+	uint32_t from = 0, window = areas[area].nr;
 
 	if (what < 55)
 		*nr = 1 + below(rng, 8);
@@ -1467,9 +1907,22 @@ static void random_range(uint64_t *rng, uint32_t *first, uint32_t *nr)
 		window = 160;
 	}
 	if (what >= 88 && what < 97)
-		*first = below(rng, NR_PAGES / PMD_PAGES) * PMD_PAGES;
+		*first = below(rng, window / PMD_PAGES) * PMD_PAGES;
 	else
 		*first = from + below(rng, window - *nr + 1);
+	*first += areas[area].first;
+}
+
+static int random_area(uint64_t *rng, uint32_t code)
+{
+	uint32_t r = below(rng, 100);
+	int area = r < 62 ? IN_ARENA : r < 75 ? IN_STACKS :
+		r < 86 ? IN_HEAP : IN_HUGE;
+
+	if ((area == IN_STACKS && !shm->stacks) ||
+	    (area == IN_HEAP && !shm->heap) || (area == IN_HUGE && !shm->huge))
+		return IN_ARENA;
+	return also_in[code] >> area & 1 ? area : IN_ARENA;
 }
 
 static uint32_t random_prot(uint64_t *rng)
@@ -1534,28 +1987,110 @@ static bool barely_mapped(const struct member *m)
 /* Changes the range to one that can grow. */
 static void before_hole(const struct member *m, uint32_t *a)
 {
+	const struct area *area = &areas[area_of(a[0])];
+	uint32_t end = area->first + area->nr;
 	const struct page *row = m->pages;
 	uint32_t i, start;
 
-	for (i = a[0] + 1; i < NR_PAGES; i++)
+	for (i = a[0] + 1; i < end; i++)
 		if (row[i].kind == NONE && row[i - 1].kind != NONE)
 			break;
-	if (i == NR_PAGES)
+	if (i == end)
 		return;
-	for (start = i - 1; start && i - start < 8; start--)
+	for (start = i - 1; start > area->first && i - start < 8; start--)
 		if (!one_vma(&row[start - 1], i - start + 1))
 			break;
 	a[0] = start;
 	a[1] = i - start;
-	for (; i < NR_PAGES && i - start < 40 && row[i].kind == NONE; i++)
+	for (; i < end && i - start < 40 && row[i].kind == NONE; i++)
 		;
 	a[2] = i - start;
+}
+
+/* A page below a stack, often where it comes near to what is below. */
+static bool below_stack(uint64_t *rng, const struct member *m, uint32_t *a)
+{
+	const struct page *row = m->pages;
+	uint32_t i, k, prev, start;
+
+	start = below(rng, STACK_PAGES);
+	for (k = 0; k < STACK_PAGES; k++) {
+		i = STACK_FIRST + (start + k) % STACK_PAGES;
+		if (i > STACK_FIRST && row[i].flags & F_GROWS &&
+		    row[i - 1].kind == NONE)
+			break;
+	}
+	if (k == STACK_PAGES)
+		return false;
+	for (prev = i; prev > STACK_FIRST && row[prev - 1].kind == NONE;)
+		prev--;
+	a[0] = prev + below(rng, i - prev);
+	if (!below(rng, 3) && prev + STACK_GAP + 2 < i)
+		a[0] = prev + STACK_GAP - 2 + below(rng, 4);
+	else if (below(rng, 4) && i - a[0] > 8)
+		a[0] = i - 1 - below(rng, 8);
+	return true;
+}
+
+/* Where @op, whose range is random, is allowed for huge pages. */
+static bool fit_huge(uint64_t *rng, const struct member *m, struct op *op)
+{
+	const struct page *row = m->pages;
+	uint32_t *a = op->a;
+	uint32_t k, start = below(rng, HUGE_PAGES / PMD_PAGES);
+
+	for (k = 0; k < HUGE_PAGES / PMD_PAGES; k++, start++) {
+		a[0] = HUGE_FIRST + start % (HUGE_PAGES / PMD_PAGES) *
+			PMD_PAGES;
+		if (row[a[0]].kind != NONE)
+			break;
+	}
+	if (row[a[0]].kind == NONE)
+		return false;
+	if (op->code == OP_WRITE || op->code == OP_VERIFY ||
+	    op->code == OP_PEEK) {
+		if (a[1] > PMD_PAGES)
+			a[1] = PMD_PAGES;
+		a[0] += below(rng, PMD_PAGES - a[1] + 1);
+		return true;
+	}
+	a[1] = PMD_PAGES;
+	if (op->code == OP_MADVISE && below(rng, 2))
+		op->code = below(rng, 3) ? OP_MOVE : OP_MUNMAP;
+	if (op->code == OP_MOVE_PAGES) {
+		a[1] = 1;
+		return true;
+	}
+	if (op->code == OP_MADVISE) {
+		k = below(rng, 8);
+		a[2] = k < 5 ? MADV_DONTNEED : k < 6 ? MADV_DONTFORK :
+			MADV_DOFORK;
+	}
+	if ((op->code == OP_MUNMAP || a[2] == MADV_DONTNEED) && below(rng, 2))
+		return true;
+	if (!whole_mapping(row, a[0], a[1])) {
+		a[1] += PMD_PAGES;
+		if (a[0] > HUGE_FIRST &&
+		    row[a[0] - 1].index == row[a[0]].index)
+			a[0] -= PMD_PAGES;
+	}
+	if (op->code == OP_MOVE) {
+		/* to the other half, or so that they overlap */
+		a[3] = a[1];
+		a[2] = HUGE_FIRST + PMD_PAGES *
+			below(rng, (HUGE_PAGES - a[1]) / PMD_PAGES + 1);
+		if (below(rng, 4))
+			a[2] = a[0] < HUGE_FIRST + HUGE_PAGES / 2 ?
+				ALL_PAGES - a[1] : HUGE_FIRST;
+	}
+	return true;
 }
 
 /* An operation for @who; false when this one does not make sense. */
 static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 {
 	struct member *m = &shm->member[who];
+	const struct area *area;
 	uint32_t *a = op->a;
 	int slot;
 
@@ -1570,7 +2105,14 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 		return true;
 	}
 	op->code = draw(rng, codes, ARRAY_SIZE(codes));
-	random_range(rng, &a[0], &a[1]);
+	slot = random_area(rng, op->code);
+	random_range(rng, slot, &a[0], &a[1]);
+	area = &areas[slot];
+	if (slot == IN_HUGE && (op->code == OP_MUNMAP || op->code == OP_MOVE ||
+				op->code == OP_MADVISE))
+		return fit_huge(rng, m, op);
+	if (slot == IN_HUGE && !fit_huge(rng, m, op))
+		return false;
 	switch (op->code) {
 	case OP_FORK:
 		slot = free_slot();
@@ -1598,7 +2140,7 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 	case OP_VERIFY:
 		if (!below(rng, 8)) {
 			a[0] = 0;
-			a[1] = NR_PAGES;
+			a[1] = ALL_PAGES;
 		}
 		a[2] = below(rng, VERIFY_FORCED + 1);
 		if (a[2] == VERIFY_PINNED && !shm->pins)
@@ -1621,9 +2163,58 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 				below(rng, 2) ? MADV_COLLAPSE : MADV_COLD;
 		break;
 	case OP_MMAP:
+		/* what limits a stack */
+		if (slot == IN_STACKS) {
+			a[1] = 1 + below(rng, 4);
+			if (!below_stack(rng, m, a) ||
+			    a[0] + a[1] > area->first + area->nr)
+				return false;
+		}
 		a[2] = random_prot(rng);
 		a[3] = below(rng, 4);
 		break;
+	case OP_MMAP_STACK:
+		if (!shm->stacks)
+			return false;
+		a[1] = 1 + below(rng, 8);
+		a[0] = STACK_FIRST + PMD_PAGES - 80 + below(rng, 160);
+		if (below(rng, 2))
+			a[0] += STACK_GAP;
+		a[2] = random_prot(rng);
+		break;
+	case OP_GROW:
+		memset(a, 0, sizeof(op->a));
+		if (!below_stack(rng, m, a))
+			return false;
+		a[2] = !below(rng, 4);
+		a[4] = __atomic_add_fetch(&shm->seq, 1, __ATOMIC_RELAXED);
+		break;
+	case OP_BRK:
+		if (!m->heap)
+			return false;
+		slot = below(rng, 4);
+		memset(a, 0, sizeof(op->a));
+		if (slot < 2)
+			a[0] = m->heap_pages + below(rng, 33) - 16;
+		else if (slot < 3)
+			a[0] = PMD_PAGES - 80 + below(rng, 160);
+		else
+			a[0] = below(rng, HEAP_PAGES + 1);
+		return a[0] <= HEAP_PAGES;
+	case OP_MMAP_HUGE:
+		if (!shm->huge)
+			return false;
+		a[1] = (1 + below(rng, HUGE_MAX)) * PMD_PAGES;
+		a[0] = HUGE_FIRST + PMD_PAGES *
+			below(rng, (HUGE_PAGES - a[1]) / PMD_PAGES + 1);
+		a[2] = random_prot(rng);
+		a[4] = __atomic_add_fetch(&shm->seq, 1, __ATOMIC_RELAXED);
+		break;
+	case OP_PIN:
+		return shm->rings;
+	case OP_UNPIN:
+		memset(a, 0, sizeof(op->a));
+		return shm->rings;
 	case OP_MMAP_FILE:
 		a[2] = random_prot(rng);
 		a[3] = below(rng, FILE_PAGES - 100);
@@ -1635,16 +2226,16 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 		a[2] = 1 + below(rng, a[1] * 2);
 		if (below(rng, 2))
 			before_hole(m, a);
-		if (a[2] == a[1] || a[0] + a[2] > NR_PAGES)
+		if (a[2] == a[1] || a[0] + a[2] > area->first + area->nr)
 			return false;
 		break;
 	case OP_MOVE:
 		a[3] = a[1];
 		if (!below(rng, 4))
 			a[3] = 1 + below(rng, a[1] * 2);
-		if (a[3] > NR_PAGES)
+		if (a[3] > area->nr)
 			return false;
-		a[2] = below(rng, NR_PAGES - a[3] + 1);
+		a[2] = area->first + below(rng, area->nr - a[3] + 1);
 		if (a[3] == PMD_PAGES && below(rng, 4))
 			a[2] -= a[2] % PMD_PAGES;
 		break;
@@ -1654,7 +2245,7 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 			a[1] = 1 + below(rng, a[1] < 8 ? a[1] : 8);
 		fallthrough;
 	case OP_DONTUNMAP:
-		a[2] = below(rng, NR_PAGES - a[1] + 1);
+		a[2] = area->first + below(rng, area->nr - a[1] + 1);
 		if (a[1] == PMD_PAGES && below(rng, 4))
 			a[2] -= a[2] % PMD_PAGES;
 		break;
@@ -1728,6 +2319,7 @@ static void member_loop(void)
 		if (me == m)
 			acknowledge(m);
 	}
+	give_huge_pages_back();
 	_exit(0);
 }
 
@@ -1905,7 +2497,7 @@ static void check_kernel(bool first)
 
 static void verify_all(void)
 {
-	struct op op = { .code = OP_VERIFY, .a = { 0, NR_PAGES } };
+	struct op op = { .code = OP_VERIFY, .a = { 0, ALL_PAGES } };
 
 	for (op.who = 0; op.who < MAX_PROCS && !failed(); op.who++)
 		tell_op(&op);
@@ -2201,7 +2793,7 @@ static void find_swap(void)
 }
 
 /* Marks the page idle in the bitmap of all, and reads what it says. */
-static void touch_idle_bitmap(pid_t pid, uint32_t i)
+static void touch_idle_bitmap(pid_t pid, unsigned long addr)
 {
 	char path[40];
 	uint64_t entry = 0, bits;
@@ -2211,7 +2803,7 @@ static void touch_idle_bitmap(pid_t pid, uint32_t i)
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return;
-	if (pread(fd, &entry, 8, (ARENA / PAGE + i) * 8) != 8)
+	if (pread(fd, &entry, 8, addr / PAGE * 8) != 8)
 		entry = 0;
 	close(fd);
 	entry = entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
@@ -2242,31 +2834,30 @@ static void read_smaps(pid_t pid)
 }
 
 /* Faults in what is not there. */
-static void read_pages(pid_t pid, uint32_t first, uint32_t nr)
+static void read_pages(pid_t pid, unsigned long addr, uint32_t nr)
 {
 	int fd = open_mem(pid);
 	uint64_t words[4];
-	uint32_t i;
 
-	for (i = first; fd >= 0 && i < first + nr; i++) {
+	for (; fd >= 0 && nr; nr--, addr += PAGE) {
 		if (shm->pins)
-			pinned_words(pid, i, words);
+			pinned_words(pid, addr, words);
 		else
-			forced_words(fd, i, words);
+			forced_words(fd, addr, words);
 	}
 	if (fd >= 0)
 		close(fd);
 }
 
-static void disturb_system(uint64_t *rng, pid_t pid, uint32_t first,
+static void disturb_system(uint64_t *rng, pid_t pid, unsigned long addr,
 			   uint32_t nr)
 {
 	uint32_t r = below(rng, 1000);
 
 	if (r < 400)
-		split_huge(pid, first, nr);
+		split_huge(pid, addr, nr);
 	else if (r < 950)
-		touch_idle_bitmap(pid, first);
+		touch_idle_bitmap(pid, addr);
 	else if (r < 995)
 		write_file("/proc/sys/vm/compact_memory", "1");
 	else if (swap_path[0] && !syscall(SYS_swapoff, swap_path))
@@ -2278,29 +2869,35 @@ static void disturb(uint64_t *rng)
 	int slot = random_used_slot(rng);
 	pid_t pid = slot < 0 ? 0 : shm->member[slot].pid;
 	uint32_t first, nr, r = below(rng, 100);
+	unsigned long addr;
+	int area = IN_ARENA;
 
 	if (!pid || shm->pause) {
 		usleep(1000);
 		return;
 	}
-	random_range(rng, &first, &nr);
+	/* reads make a stack grow; huge pages are few */
+	if ((r < 65 || r >= 84) && !below(rng, 4))
+		area = below(rng, 2) ? IN_STACKS : IN_HEAP;
+	random_range(rng, area, &first, &nr);
+	addr = addr_in(&shm->member[slot], first);
 	add(&shm->disturbed, 1);
 	if (r < 40)
-		move_to_node(pid, first, nr, below(rng, shm->nodes));
+		move_to_node(pid, addr, nr, below(rng, shm->nodes));
 	else if (r < 55)
-		remote_advice(pid, first, nr, MADV_PAGEOUT);
+		remote_advice(pid, addr, nr, MADV_PAGEOUT);
 	else if (r < 60)
-		remote_advice(pid, first, nr, MADV_COLD);
+		remote_advice(pid, addr, nr, MADV_COLD);
 	else if (r < 65)
-		remote_advice(pid, first, nr, MADV_COLLAPSE);
+		remote_advice(pid, addr, nr, MADV_COLLAPSE);
 	else if (r < 80)
-		read_pages(pid, first, nr);
+		read_pages(pid, addr, nr);
 	else if (r < 82)
 		clear_soft_dirty(pid);
 	else if (r < 84)
 		read_smaps(pid);
 	else if (shm->system)
-		disturb_system(rng, pid, first, nr);
+		disturb_system(rng, pid, addr, nr);
 }
 
 static void start_disturber(uint64_t rng)
@@ -2539,6 +3136,154 @@ static bool have_guards(void)
 	return ret;
 }
 
+/* Where one can begin, if all of it can be had, and returned. */
+static uint64_t find_heap(void)
+{
+	unsigned long before = syscall(SYS_brk, 0);
+	unsigned long start = (before + PMD_PAGES * PAGE - 1) &
+		~(PMD_PAGES * PAGE - 1);
+	unsigned long end = start + HEAP_PAGES * PAGE;
+
+	if ((unsigned long)syscall(SYS_brk, end) != end)
+		start = before;
+	if ((unsigned long)syscall(SYS_brk, start) != start || start == before)
+		return 0;
+	return start;
+}
+
+/* Does a stack grow, up to the gap that the model knows, and no further? */
+static bool have_stacks(void)
+{
+	bool ret = false;
+	void *p;
+
+	me = &shm->member[0];
+	me->heap = shm->heap;
+	p = mmap(page_addr(STACK_FIRST + STACK_PAGES - 1), PAGE,
+		 PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS |
+		 MAP_FIXED | MAP_GROWSDOWN, -1, 0);
+	if (p != MAP_FAILED &&
+	    mmap(page_addr(STACK_FIRST), PAGE, PROT_READ, MAP_PRIVATE |
+		 MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED &&
+	    !store_words(STACK_FIRST + STACK_GAP, 1) &&
+	    store_words(STACK_FIRST + STACK_GAP + 1, 1)) {
+		munmap(page_addr(STACK_FIRST), PAGE);
+		ret = store_words(STACK_FIRST, 1);
+	}
+	munmap(page_addr(STACK_FIRST), STACK_PAGES * PAGE);
+	me = NULL;
+	return ret;
+}
+
+static bool have_rings(void)
+{
+	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct iovec range = { .iov_base = p, .iov_len = PAGE };
+	bool ret;
+
+	ring_fd = new_ring();
+	ret = ring_fd >= 0 && !ring_register(0, &range, 1);
+	if (ring_fd >= 0)
+		close(ring_fd);
+	ring_fd = -1;
+	munmap(p, PAGE);
+	return ret;
+}
+
+static long sysfs_read(const char *path)
+{
+	long value = 0;
+	FILE *f = fopen(path, "re");
+
+	if (f) {
+		if (fscanf(f, "%ld", &value) != 1)
+			value = 0;
+		fclose(f);
+	}
+	return value;
+}
+
+#define HUGE_DIR		"/sys/kernel/mm/hugepages/hugepages-2048kB/"
+
+static long huge_before = -1;
+
+static void set_huge_pages(long nr)
+{
+	char text[24];
+
+	snprintf(text, sizeof(text), "%ld", nr);
+	write_file(HUGE_DIR "nr_hugepages", text);
+}
+
+static void restore_huge_pages(void)
+{
+	if (huge_before >= 0)
+		set_huge_pages(huge_before);
+	huge_before = -1;
+}
+
+static long free_huge_pages(void)
+{
+	return sysfs_read(HUGE_DIR "free_hugepages") -
+		sysfs_read(HUGE_DIR "resv_hugepages");
+}
+
+/* Can they be moved, and emptied?  Older kernels do not. */
+static bool huge_pages_work(void)
+{
+	size_t size = PMD_PAGES * PAGE;
+	char *p = mmap((void *)HUGE_BASE, size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_HUGETLB |
+		       MAP_HUGE_2MB, -1, 0);
+	bool ret;
+
+	if (p == MAP_FAILED)
+		return false;
+	__atomic_store_n(p, 1, __ATOMIC_SEQ_CST);
+	ret = mremap(p, size, size, MREMAP_MAYMOVE | MREMAP_FIXED,
+		     p + size) == p + size &&
+		!madvise(p + size, size, MADV_DONTNEED) &&
+		!__atomic_load_n(p + size, __ATOMIC_SEQ_CST);
+	munmap(p, 2 * size);
+	return ret;
+}
+
+static bool have_huge_pages(void)
+{
+	/* one more of each that copies, and two of each that migrates */
+	long need = shm->max_procs * (HUGE_MAX + 1) + 4;
+	long missing = need - free_huge_pages();
+
+	if (missing > 0 && shm->system) {
+		huge_before = sysfs_read(HUGE_DIR "nr_hugepages");
+		set_huge_pages(huge_before + missing);
+	}
+	if (free_huge_pages() >= need && huge_pages_work())
+		return true;
+	printf("# huge pages are left out: %ld are free, %ld needed\n",
+	       free_huge_pages(), need);
+	restore_huge_pages();
+	return false;
+}
+
+/* What the machine does not have is left out. */
+static void look_around(void)
+{
+	shm->nodes = count_nodes();
+	shm->guards = have_guards();
+	shm->heap = find_heap();
+	shm->stacks = have_stacks();
+	shm->rings = have_rings();
+	shm->huge = have_huge_pages();
+	if (!shm->heap)
+		printf("# brk is left out: it does not grow\n");
+	if (!shm->stacks)
+		printf("# stacks are left out: they do not grow as expected\n");
+	if (!shm->rings)
+		printf("# pins are left out: no buffers for io_uring\n");
+}
+
 static long ksm_before[2];
 
 static void ksm_write(const char *name, long value)
@@ -2553,17 +3298,9 @@ static void ksm_write(const char *name, long value)
 static long ksm_read(const char *name)
 {
 	char path[60];
-	long value = 0;
-	FILE *f;
 
 	snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", name);
-	f = fopen(path, "re");
-	if (f) {
-		if (fscanf(f, "%ld", &value) != 1)
-			value = 0;
-		fclose(f);
-	}
-	return value;
+	return sysfs_read(path);
 }
 
 static void start_ksm(void)
@@ -2614,6 +3351,9 @@ int main(int argc, char **argv)
 	double end;
 	int i;
 
+	/* the break is for the members: malloc() has to use mmap() */
+	mallopt(M_MMAP_THRESHOLD, 0);
+	mallopt(M_TOP_PAD, 0);
 	/* a member that has executed itself */
 	if (argc == 5 && !strcmp(argv[1], "--member")) {
 		shm_fd = atoi(argv[3]);
@@ -2624,6 +3364,8 @@ int main(int argc, char **argv)
 		me = &shm->member[my_slot];
 		memset(me->pages, 0, sizeof(me->pages));
 		me->depth = 0;
+		me->heap = shm->heap ? find_heap() : 0;
+		me->heap_pages = 0;
 		become(my_slot);
 		add(&shm->execs, 1);
 		if (!shm->race)
@@ -2675,9 +3417,9 @@ int main(int argc, char **argv)
 	shm->conductor = getpid();
 	shm->system = system_wide;
 	shm->max_procs = procs;
-	shm->nodes = count_nodes();
-	shm->guards = have_guards();
 	shm->forget = self_test;
+	printf("TAP version 13\n1..1\n");
+	look_around();
 	read_vmstat(vm_before);
 	if (system_wide)
 		start_ksm();
@@ -2685,7 +3427,6 @@ int main(int argc, char **argv)
 		mode = "race";
 	if (replay_path)
 		mode = "replay";
-	printf("TAP version 13\n1..1\n");
 	printf("# %s, seed %llu, %u members, %u nodes, guard pages %u%s\n",
 	       mode, (unsigned long long)seed, shm->max_procs, shm->nodes,
 	       shm->guards, system_wide ? ", system" : "");
@@ -2707,6 +3448,7 @@ int main(int argc, char **argv)
 	}
 	if (system_wide)
 		restore_ksm();
+	restore_huge_pages();
 	print_counters(vm_before);
 	ok = !failed();
 	if (self_test) {
