@@ -1510,9 +1510,9 @@ static bool huge_allowed(const struct op *op)
 	if (op->code == OP_MOVE)
 		return a[3] == a[1] && a[2] >= HUGE_FIRST &&
 			!(a[2] % PMD_PAGES) && a[2] + a[3] <= ALL_PAGES;
+	/* Some kernels refuse MADV_DOFORK: mapping anew undoes it, too. */
 	return op->code == OP_MPROTECT ||
-		(op->code == OP_MADVISE && (a[2] == MADV_DONTFORK ||
-					    a[2] == MADV_DOFORK));
+		(op->code == OP_MADVISE && a[2] == MADV_DONTFORK);
 }
 
 static void do_mmap_huge(uint32_t first, uint32_t nr, int prot, uint32_t id)
@@ -2062,9 +2062,7 @@ static bool fit_huge(uint64_t *rng, const struct member *m, struct op *op)
 		return true;
 	}
 	if (op->code == OP_MADVISE) {
-		k = below(rng, 8);
-		a[2] = k < 5 ? MADV_DONTNEED : k < 6 ? MADV_DONTFORK :
-			MADV_DOFORK;
+		a[2] = below(rng, 8) ? MADV_DONTNEED : MADV_DONTFORK;
 	}
 	if ((op->code == OP_MUNMAP || a[2] == MADV_DONTNEED) && below(rng, 2))
 		return true;
