@@ -141,7 +141,7 @@ int cow_context_mm_alloc(struct mm_struct *mm)
 		return -ENOMEM;
 
 	init_rwsem(&ctx->rwsem);
-	seqcount_init(&ctx->inherited_seq);
+	seqcount_init(&ctx->inherited.seq);
 	ctx->mm = mm;
 	ctx->owner = ctx;
 	refcount_set(&ctx->refs, 1);

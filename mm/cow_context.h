@@ -102,10 +102,12 @@ struct cow_unmapping {
  * struct cow_filter - a superset of some anonymous page offsets
  * @small: A bit for each hash of a piece of a small VMA.
  * @large: A bit for each hash of a piece of a large VMA.
+ * @seq: Of the filter of a context: odd while it is made anew.
  */
 struct cow_filter {
 	DECLARE_BITMAP(small, COW_FILTER_SMALL);
 	u32 large;
+	seqcount_t seq;
 };
 
 /**
@@ -133,7 +135,6 @@ struct cow_filter {
  *	mmap_lock (likewise), read under either, or RCU.
  * @inherited: Offsets of VMAs whose origin is not @owner. Written under
  *	mmap_lock (likewise), read by walks without a lock.
- * @inherited_seq: Odd while @inherited is made anew.
  * @unmapping: The munmap in flight. Written under W, read under R.
  * @rcu: Frees the context after a grace period.
  */
@@ -150,7 +151,6 @@ struct cow_context {
 	struct cow_remap remap;
 	struct maple_tree remaps;
 	struct cow_filter inherited;
-	seqcount_t inherited_seq;
 	union {
 		struct cow_unmapping unmapping;
 		struct rcu_head rcu;
@@ -266,13 +266,13 @@ static inline bool cow_filter_meets(const struct cow_context *ctx,
 	const struct cow_filter *filter = &ctx->inherited;
 	unsigned int i, seq;
 
-	if (!raw_seqcount_try_begin(&ctx->inherited_seq, seq) ||
+	if (!raw_seqcount_try_begin(&filter->seq, seq) ||
 	    READ_ONCE(filter->large) & folio->large)
 		return true;
 	for (i = 0; i < ARRAY_SIZE(folio->small); i++)
 		if (READ_ONCE(filter->small[i]) & folio->small[i])
 			return true;
-	return read_seqcount_retry(&ctx->inherited_seq, seq);
+	return read_seqcount_retry(&filter->seq, seq);
 }
 
 /* mm/cow_context_rmap.c */

@@ -198,8 +198,8 @@ void cow_filter_unmapped(struct cow_context *ctx, unsigned long nr)
 		if (is_inherited(ctx, vma))
 			add_pieces(&new, first, first + vma_pages(vma) - 1);
 	}
-	raw_write_seqcount_begin(&ctx->inherited_seq);
+	raw_write_seqcount_begin(&ctx->inherited.seq);
 	publish_filter(ctx, &new);
-	raw_write_seqcount_end(&ctx->inherited_seq);
+	raw_write_seqcount_end(&ctx->inherited.seq);
 	ctx->nr_unmapped = 0;
 }

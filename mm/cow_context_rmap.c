@@ -129,6 +129,9 @@ static struct vm_area_struct *find_attached(struct cow_vma_iter *it)
 {
 	MA_STATE(mas, &it->ctx->mm->mm_mt, it->addr, it->addr);
 
+	/* Most folios are one page: there is nothing behind a gap. */
+	if (it->end - it->addr == PAGE_SIZE)
+		return mas_walk(&mas);
 	return mas_find(&mas, it->end - 1);
 }
 
@@ -238,11 +241,13 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 		struct cow_context *ctx = pos->ctx, *pinned = NULL;
 
 		next = NULL;
-		/* Pairs with the release in __cow_context_detach(). */
-		if (!ctx || !smp_load_acquire(&ctx->mm))
+		if (!ctx)
 			goto next;
 		if (filter && ctx->owner != top &&
 		    !cow_filter_meets(ctx, filter))
+			goto next;
+		/* Pairs with the release in __cow_context_detach(). */
+		if (!smp_load_acquire(&ctx->mm))
 			goto next;
 
 		if (down_read_trylock(&ctx->rwsem)) {

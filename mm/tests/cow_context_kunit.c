@@ -2718,9 +2718,9 @@ static void filter(struct kunit *test)
 		}
 
 		/* What is being made anew says nothing. */
-		raw_write_seqcount_begin(&ctx_of(tm)->inherited_seq);
+		raw_write_seqcount_begin(&ctx_of(tm)->inherited.seq);
 		KUNIT_EXPECT_TRUE(test, meets(tm, ~page, ~page));
-		raw_write_seqcount_end(&ctx_of(tm)->inherited_seq);
+		raw_write_seqcount_end(&ctx_of(tm)->inherited.seq);
 
 		/* Gone with the VMA: nothing is left in mm_mt. */
 		mmap_write_lock(&tm->mm);
