@@ -2061,9 +2061,8 @@ static bool fit_huge(uint64_t *rng, const struct member *m, struct op *op)
 		a[1] = 1;
 		return true;
 	}
-	if (op->code == OP_MADVISE) {
+	if (op->code == OP_MADVISE)
 		a[2] = below(rng, 8) ? MADV_DONTNEED : MADV_DONTFORK;
-	}
 	if ((op->code == OP_MUNMAP || a[2] == MADV_DONTNEED) && below(rng, 2))
 		return true;
 	if (!whole_mapping(row, a[0], a[1])) {
