@@ -2446,39 +2446,57 @@ TEST_F_TIMEOUT(cow_context, inherited_grows, TEST_SECONDS)
 }
 
 /*
- * A thread touches VMAs for the first time, each one page, while another fills
- * the gaps before them, so that all become one. What mmap() thinks was never
- * touched, a fork does not copy.
+ * A thread touches VMAs for the first time while another fills the gaps before
+ * them, so that they become one with what is before the gaps. What mmap() thinks
+ * was never touched, a fork does not copy.
+ *
+ *	i    i + 1    i + 2    i + 3
+ *	map  map now  touch    nothing
  */
 static struct {
 	char *addr;
-	long nr, go, done;
+	long nr, round, at, done;
 	bool stop;
 } first_fault;
+
+static long load(long *p)
+{
+	return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+
+static void store(long *p, long value)
+{
+	__atomic_store_n(p, value, __ATOMIC_RELEASE);
+}
 
 static void *first_fault_thread(void *arg)
 {
 	long round, i;
 
 	for (round = 1; ; round++) {
-		while (__atomic_load_n(&first_fault.go, __ATOMIC_ACQUIRE) < round)
+		while (load(&first_fault.round) < round)
 			if (FORCE_READ(first_fault.stop))
 				return NULL;
-		for (i = 0; i < first_fault.nr; i += 2)
-			*(uint64_t *)(first_fault.addr + i * page) =
+		for (i = 0; i < first_fault.nr; i += 4) {
+			while (load(&first_fault.at) < i)
+				if (FORCE_READ(first_fault.stop))
+					return NULL;
+			*(uint64_t *)(first_fault.addr + (i + 2) * page) =
 				content(round, i);
-		__atomic_store_n(&first_fault.done, round, __ATOMIC_RELEASE);
+		}
+		store(&first_fault.done, round);
 	}
 }
 
-/* In the child: what the thread wrote, and zeroes between. */
+/* In the child: what the thread wrote, and zeroes before. */
 static bool first_fault_lost(long round)
 {
 	long i;
 
 	for (i = 0; i < first_fault.nr; i++)
-		if (*(uint64_t *)(first_fault.addr + i * page) !=
-		    (i & 1 ? 0 : content(round, i)))
+		if (i % 4 != 3 &&
+		    *(uint64_t *)(first_fault.addr + i * page) !=
+		    (i % 4 == 2 ? content(round, i - 2) : 0))
 			return true;
 	return false;
 }
@@ -2503,12 +2521,14 @@ static long op_first_faults(char *addr, long nr, long b, long c)
 		for (i = 1; i < nr; i += 2)
 			if (munmap(addr + i * page, page))
 				goto out;
-		__atomic_store_n(&first_fault.go, round, __ATOMIC_RELEASE);
-		for (i = 1; i < nr; i += 2)
-			if (op_map(addr + i * page, 1, 0, 0))
+		store(&first_fault.at, -1);
+		store(&first_fault.round, round);
+		for (i = 0; i < nr; i += 4) {
+			store(&first_fault.at, i);
+			if (op_map(addr + (i + 1) * page, 1, 0, 0))
 				goto out;
-		while (__atomic_load_n(&first_fault.done, __ATOMIC_ACQUIRE) <
-		       round)
+		}
+		while (load(&first_fault.done) < round)
 			;
 		pid = fork();
 		if (!pid)
@@ -2532,7 +2552,7 @@ TEST_F_TIMEOUT(cow_context, first_fault_race_merge, TEST_SECONDS)
 
 	start_race();
 	shared->race_end = in_msecs(FIRST_FAULT_MSECS);
-	OK(call(0, op_first_faults, a, 32, 0, 0));
+	OK(call(0, op_first_faults, a, 256, 0, 0));
 	ksft_print_msg("%ld rounds\n", shared->rounds);
 	ASSERT_GT(shared->rounds, 0);
 }
