@@ -71,6 +71,9 @@ kmake() {
 		-j"$(jobs_max)" "$@"
 }
 
+# splats LOG: the lines that harness/splats does not allow in a kernel's log
+splats() { grep -nE -f <(grep -v -e '^#' -e '^$' "$top/harness/splats") "$1" || :; }
+
 # debian_mirror: the URI of the Debian archive this machine installs from
 debian_mirror() {
 	[ -z "${MIRROR:-}" ] || { echo "$MIRROR"; return; }

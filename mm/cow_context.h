@@ -257,15 +257,19 @@ void cow_filter_add_vma(const struct vm_area_struct *vma);
 void cow_filter_unmapped(struct cow_context *ctx, unsigned long nr);
 
 /*
- * Can @ctx have inherited what @folio stands for? Yes, if its filter is just
- * being made anew. Context: RCU or R.
+ * Can the mm of @ctx map what @folio stands for, a folio of @owner? What is its
+ * own is not in its filter. Yes, if that is just being made anew. Context: RCU
+ * or R.
  */
 static inline bool cow_filter_meets(const struct cow_context *ctx,
+				    const struct cow_context *owner,
 				    const struct cow_filter *folio)
 {
 	const struct cow_filter *filter = &ctx->inherited;
 	unsigned int i, seq;
 
+	if (ctx->owner == owner)
+		return true;
 	if (!raw_seqcount_try_begin(&filter->seq, seq) ||
 	    READ_ONCE(filter->large) & folio->large)
 		return true;

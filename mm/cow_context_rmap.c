@@ -243,8 +243,7 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 		next = NULL;
 		if (!ctx)
 			goto next;
-		if (filter && ctx->owner != top &&
-		    !cow_filter_meets(ctx, filter))
+		if (filter && !cow_filter_meets(ctx, top, filter))
 			goto next;
 		/* Pairs with the release in __cow_context_detach(). */
 		if (!smp_load_acquire(&ctx->mm))
@@ -384,9 +383,9 @@ bool cow_context_would_visit(const struct cow_context_walk *walk,
 
 	if (!ctx->mm)
 		return false;
-	if (!walk->ksm && ctx->owner != walk->owner) {
+	if (!walk->ksm) {
 		cow_filter_folio(&filter, walk->first, walk->last);
-		if (!cow_filter_meets(ctx, &filter))
+		if (!cow_filter_meets(ctx, walk->owner, &filter))
 			return false;
 	}
 	while ((found = cow_context_next_vma(&it)))

@@ -79,7 +79,7 @@ static const char *check_findable(const struct folio *folio,
 	if (!owner)
 		return NULL;
 	cow_filter_folio(&filter, index, index);
-	if (owner != ctx->owner && !cow_filter_meets(ctx, &filter))
+	if (!cow_filter_meets(ctx, owner, &filter))
 		return "the filter has not got the index";
 	return cow_context_check_chain(ctx, owner, vma->origin);
 }

@@ -237,6 +237,23 @@ static void *churn(void *arg)
 	return NULL;
 }
 
+static pthread_t start_churn(char *at)
+{
+	pthread_t thread;
+
+	shared->stop = 0;
+	shared->count = 0;
+	need(!pthread_create(&thread, NULL, churn, at), "pthread_create");
+	return thread;
+}
+
+static void stop_churn(pthread_t thread, const char *name)
+{
+	shared->stop = 1;
+	pthread_join(thread, NULL);
+	value("count", shared->count, "contention.%s.rounds", name);
+}
+
 struct shrunk {
 	long scanned, reclaimed, kept;
 };
@@ -303,11 +320,7 @@ static void give_up(const char *name, bool apart)
 	madvise(p, 2 * len, MADV_NOHUGEPAGE);
 	if (!apart)
 		munmap(p + len, len);
-	shared->stop = 0;
-	shared->count = 0;
-	need(!pthread_create(&thread, NULL, churn,
-			     apart ? p + len + len / 2 : p + len),
-	     "pthread_create");
+	thread = start_churn(apart ? p + len + len / 2 : p + len);
 	for (r = 0; r < reps; r++) {
 		memset(&sum, 0, sizeof(sum));
 		start = now();
@@ -340,9 +353,7 @@ static void give_up(const char *name, bool apart)
 		value("x", (double)(sum.reclaimed + sum.kept) / sum.reclaimed,
 		      "contention.%s.tries", name);
 	}
-	shared->stop = 1;
-	pthread_join(thread, NULL);
-	value("count", shared->count, "contention.%s.rounds", name);
+	stop_churn(thread, name);
 	munmap(p, 2 * len);
 }
 
@@ -366,19 +377,24 @@ static void give_ups(void)
 	write_text(TRACING "tracing_on", "1");
 }
 
+/* Faults that had to be tried again with mmap_lock, since boot. */
+static long faults_again(void)
+{
+	return read_counter("/proc/vmstat", "vma_lock_retry") +
+		read_counter("/proc/vmstat", "vma_lock_abort") +
+		read_counter("/proc/vmstat", "vma_lock_miss");
+}
+
 /*
  * First faults while a thread of the process maps and unmaps far away. With the
  * VMA lock alone none has to be tried again with mmap_lock.
  */
 static void first_touches(void)
 {
-	static const char *const again[] = {
-		"vma_lock_retry", "vma_lock_abort", "vma_lock_miss",
-	};
 	const char *name = "contention.first_touch.again";
 	char *own, *far;
 	pthread_t thread;
-	int i, k, r;
+	int i, r;
 
 	if (!two_cpus(name))
 		return;
@@ -389,10 +405,7 @@ static void first_touches(void)
 	pin(0);
 	far = mmap(NULL, 64 * page, PROT_NONE, MAP_ANON_PRIVATE, -1, 0);
 	need(far != MAP_FAILED, "mmap");
-	shared->stop = 0;
-	shared->count = 0;
-	need(!pthread_create(&thread, NULL, churn, far + 8 * page),
-	     "pthread_create");
+	thread = start_churn(far + 8 * page);
 	while (!shared->count)
 		usleep(1000);
 	for (r = 0; r < reps; r++) {
@@ -400,19 +413,15 @@ static void first_touches(void)
 
 		for (i = 0; i < rounds; i++) {
 			own = map_vmas(VMAS);
-			for (k = 0; k < ARRAY_SIZE(again); k++)
-				sum -= read_counter("/proc/vmstat", again[k]);
+			sum -= faults_again();
 			touch_vmas(own, VMAS);
-			for (k = 0; k < ARRAY_SIZE(again); k++)
-				sum += read_counter("/proc/vmstat", again[k]);
+			sum += faults_again();
 			unmap_vmas(own, VMAS);
 		}
 		value("count", sum, "%s", name);
 		value("count", rounds * VMAS, "contention.first_touch.faults");
 	}
-	shared->stop = 1;
-	pthread_join(thread, NULL);
-	value("count", shared->count, "contention.first_touch.rounds");
+	stop_churn(thread, "first_touch");
 }
 
 const struct workload contend_workloads[] = {

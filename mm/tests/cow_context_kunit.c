@@ -2680,7 +2680,7 @@ static bool meets(struct test_mm *tm, pgoff_t first, pgoff_t last)
 	struct cow_filter filter;
 
 	cow_filter_folio(&filter, first, last);
-	return cow_filter_meets(ctx_of(tm), &filter);
+	return cow_filter_meets(ctx_of(tm), NULL, &filter);
 }
 
 /* Every overlap is seen, from one page to gigabytes; a bit says little else. */
