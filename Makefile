@@ -15,6 +15,7 @@ help:
 	@echo 'make kunit      the KUnit suite under UML'
 	@echo 'make model      the protocol in Promela: all interleavings, and what breaks it'
 	@echo 'make fuzz       SECONDS=60 SEED=n in CONFIG: random operations, and a model'
+	@echo 'make soak       SECONDS=1800: the racing half of it, short of memory, and that goes offline'
 	@echo 'make mutations  broken on purpose: is each reported? (ONLY=slug)'
 	@echo 'make bench      anon_vma against contexts: instructions, memory, plots'
 	@echo 'make objdiff    what the series does to mm/ objects while its options are off'
@@ -45,6 +46,8 @@ bench:
 	@harness/bench
 fuzz:
 	@harness/fuzz $(CONFIG) $(or $(SECONDS),60) $(SEED)
+soak:
+	@SOAK=1 harness/fuzz $(CONFIG) $(or $(SECONDS),1800) $(SEED)
 model:
 	@harness/model/check
 mutations: compose
@@ -62,4 +65,4 @@ clean:
 	@[ ! -d out/linux ] || harness/compose
 	find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
-.PHONY: help run test kernel boot shell compose export check kunit bench fuzz model mutations objdiff archs count fetch clean
+.PHONY: help run test kernel boot shell compose export check kunit bench fuzz soak model mutations objdiff archs count fetch clean

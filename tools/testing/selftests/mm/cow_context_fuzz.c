@@ -53,6 +53,9 @@
  * ./cow_context_fuzz.fail, which --replay repeats. With --race several members
  * run their own operations at once while others move, reclaim, read, split and
  * merge their pages; what fails there shows the last operations of that member.
+ * --offline also takes blocks of memory away and gives them back, which needs a
+ * machine of one's own. Huge pages of hugetlb are left out then, since they do
+ * not come back.
  *
  * --self-test shows that the fuzzer can fail: the model forgets what
  * MADV_DONTNEED does, which has to be detected and shrunk to a few lines. Each
@@ -160,6 +163,8 @@
 #define NR_RECENT		64
 #define CHECK_OPS		2000
 #define REPLY_SECONDS		180
+#define NR_BLOCKS		64	/* of memory, those that exist */
+#define OFFLINE_SECONDS		10
 #define FAIL_FILE		"cow_context_fuzz.fail"
 
 /* What a page contains. */
@@ -262,6 +267,7 @@ struct shared {
 	uint32_t pause;
 	uint32_t race;
 	uint32_t system;
+	uint32_t offline;
 	uint32_t forget;		/* self-test: one update left out */
 	uint32_t max_procs;
 	uint32_t guards;		/* the kernel knows guard pages */
@@ -279,6 +285,7 @@ struct shared {
 	uint64_t execs;
 	uint64_t verified;
 	uint64_t disturbed;
+	uint64_t offlined;
 	struct failure failure;
 	struct member member[MAX_PROCS];
 };
@@ -2846,6 +2853,34 @@ static void read_pages(pid_t pid, unsigned long addr, uint32_t nr)
 		close(fd);
 }
 
+static void on_alarm(int sig)
+{
+	(void)sig;
+}
+
+/*
+ * Takes a block of memory away, which moves all that is in it, and gives it
+ * back. What is pinned holds that up until a signal arrives.
+ */
+static void offline_block(uint64_t *rng)
+{
+	struct sigaction sa = { .sa_handler = on_alarm };
+	char path[60];
+	bool away;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%u/state",
+		 below(rng, NR_BLOCKS));
+	sigaction(SIGALRM, &sa, NULL);
+	alarm(OFFLINE_SECONDS);
+	away = !write_file(path, "offline");
+	alarm(0);
+	if (!away)
+		return;
+	add(&shm->offlined, 1);
+	if (write_file(path, "online"))
+		fail("%s does not come back", path);
+}
+
 static void disturb_system(uint64_t *rng, pid_t pid, unsigned long addr,
 			   uint32_t nr)
 {
@@ -2879,7 +2914,9 @@ static void disturb(uint64_t *rng)
 	random_range(rng, area, &first, &nr);
 	addr = addr_in(&shm->member[slot], first);
 	add(&shm->disturbed, 1);
-	if (r < 40)
+	if (shm->offline && !below(rng, 200))
+		offline_block(rng);
+	else if (r < 40)
 		move_to_node(pid, addr, nr, below(rng, shm->nodes));
 	else if (r < 55)
 		remote_advice(pid, addr, nr, MADV_PAGEOUT);
@@ -3056,11 +3093,12 @@ static void print_counters(const long *before)
 	uint32_t i;
 
 	read_vmstat(after);
-	printf("# ops %llu failed %llu forks %llu exits %llu verified %llu disturbed %llu",
+	printf("# ops %llu failed %llu forks %llu exits %llu verified %llu disturbed %llu offlined %llu",
 	       (unsigned long long)shm->ops, (unsigned long long)shm->failed,
 	       (unsigned long long)shm->forks, (unsigned long long)shm->exits,
 	       (unsigned long long)shm->verified,
-	       (unsigned long long)shm->disturbed);
+	       (unsigned long long)shm->disturbed,
+	       (unsigned long long)shm->offlined);
 	for (i = 0; i < NR_VM_NAMES; i++)
 		if (after[i] >= 0)
 			printf(" %s %ld", vm_names[i], after[i] - before[i]);
@@ -3252,6 +3290,10 @@ static bool have_huge_pages(void)
 	long need = shm->max_procs * (HUGE_MAX + 1) + 4;
 	long missing = need - free_huge_pages();
 
+	if (shm->offline) {
+		printf("# huge pages are left out: they would go with the memory\n");
+		return false;
+	}
 	if (missing > 0 && shm->system) {
 		huge_before = sysfs_read(HUGE_DIR "nr_hugepages");
 		set_huge_pages(huge_before + missing);
@@ -3318,7 +3360,7 @@ static void show_help(void)
 {
 	fprintf(stderr,
 		"usage: cow_context_fuzz [--seed S] [--seconds N] [--ops N] [--race]\n"
-		"       [--system] [--replay FILE] [--max-procs N] [--shrink-seconds N]\n"
+		"       [--system] [--offline] [--replay FILE] [--max-procs N] [--shrink-seconds N]\n"
 		"       [--self-test]\n");
 	exit(2);
 }
@@ -3340,7 +3382,8 @@ int main(int argc, char **argv)
 {
 	uint64_t seed = 0, max_ops = 0, seconds = 0, procs = 8;
 	const char *replay_path = NULL, *mode = "ordered";
-	bool race = false, system_wide = false, self_test = false, ok;
+	bool race = false, system_wide = false, self_test = false;
+	bool offline = false, ok;
 	long vm_before[NR_VM_NAMES];
 	uint32_t left = 0, nr;
 	struct rlimit rlimit = { RLIM_INFINITY, RLIM_INFINITY };
@@ -3386,6 +3429,8 @@ int main(int argc, char **argv)
 			race = true;
 		else if (!strcmp(argv[i], "--system"))
 			system_wide = true;
+		else if (!strcmp(argv[i], "--offline"))
+			offline = true;
 		else if (!strcmp(argv[i], "--self-test"))
 			self_test = true;
 		else if (!strcmp(argv[i], "--replay") && argv[i + 1])
@@ -3393,7 +3438,8 @@ int main(int argc, char **argv)
 		else
 			show_help();
 	}
-	if (procs < 1 || procs > MAX_PROCS || (race && self_test))
+	if (procs < 1 || procs > MAX_PROCS || (race && self_test) ||
+	    (offline && !race))
 		show_help();
 	if (!seconds)
 		seconds = max_ops ? UINT32_MAX : 20;
@@ -3413,6 +3459,7 @@ int main(int argc, char **argv)
 	map_shared();
 	shm->conductor = getpid();
 	shm->system = system_wide;
+	shm->offline = offline;
 	shm->max_procs = procs;
 	shm->forget = self_test;
 	printf("TAP version 13\n1..1\n");
