@@ -24,6 +24,8 @@
  * span several records; a VMA is visited from the one that holds the first
  * offset that both cover, so never twice.
  *
+ * For most mms all that comes down to one VMA at one address: is_at_one_place().
+ *
  * Why nothing is missed
  * =====================
  *
@@ -39,10 +41,14 @@
 #include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/rculist.h>
+#include <linux/uaccess.h>
 
 #include "cow_context.h"
 
 #include <trace/events/cow_context.h>
+
+/* Of any mm: TASK_SIZE is that of the walker, which can be a 32-bit task. */
+#define LAST_PAGE	((pgoff_t)((TASK_SIZE_MAX - 1) >> PAGE_SHIFT))
 
 /**
  * struct cow_vma_iter - cursor over the VMAs of one mm that a walk visits
@@ -96,9 +102,9 @@ static void set_place(struct cow_vma_iter *it)
 	it->addr = 0;
 	it->end = 0;
 	/* An offset can lie beyond the address space, if its VMA was moved. */
-	if (first > last || first > (TASK_SIZE - 1) >> PAGE_SHIFT)
+	if (first > last || first > LAST_PAGE)
 		return;
-	last = min(last, (TASK_SIZE - 1) >> PAGE_SHIFT);
+	last = min(last, LAST_PAGE);
 	it->addr = first << PAGE_SHIFT;
 	it->end = (last + 1) << PAGE_SHIFT;
 }
@@ -135,17 +141,15 @@ static struct vm_area_struct *find_attached(struct cow_vma_iter *it)
 	return mas_find(&mas, it->end - 1);
 }
 
-static bool is_wanted(const struct cow_vma_iter *it,
-		      const struct vm_area_struct *vma)
+/* Can @vma map what is looked for, @delta pages from its offset? */
+static bool is_candidate(const struct cow_context_walk *walk,
+			 const struct cow_context *ctx,
+			 const struct vm_area_struct *vma, long delta)
 {
-	const struct cow_context_walk *walk = it->walk;
-	const struct cow_remap *remap = &it->remaps.remap;
-	const struct cow_remap *first_remap = &it->ctx->remap;
 	const struct cow_context *origin;
-	pgoff_t first;
 
 	/* A half-forked child's mm_mt holds its parent's VMAs. */
-	if (vma->vm_mm != it->ctx->mm)
+	if (vma->vm_mm != ctx->mm)
 		return false;
 	/* Unfaulted, or hidden. */
 	origin = READ_ONCE(vma->origin);
@@ -156,12 +160,23 @@ static bool is_wanted(const struct cow_vma_iter *it,
 		return walk->addr >= vma->vm_start &&
 			linear_anon_page_index(vma, walk->addr) == walk->first;
 
-	if (origin->depth > walk->owner->depth)
+	return origin->depth <= walk->owner->depth &&
+		cow_context_vma_delta(vma) == delta &&
+		is_vm_hugetlb_page(vma) == walk->hugetlb;
+}
+
+static bool is_wanted(const struct cow_vma_iter *it,
+		      const struct vm_area_struct *vma)
+{
+	const struct cow_context_walk *walk = it->walk;
+	const struct cow_remap *remap = &it->remaps.remap;
+	const struct cow_remap *first_remap = &it->ctx->remap;
+	pgoff_t first;
+
+	if (!is_candidate(walk, it->ctx, vma, remap->delta))
 		return false;
-	if (cow_context_vma_delta(vma) != remap->delta)
-		return false;
-	if (is_vm_hugetlb_page(vma) != walk->hugetlb)
-		return false;
+	if (walk->ksm)
+		return true;
 
 	/* Once: from the record with the first offset that both have. */
 	first = max(walk->first, vma_start_anon_pgoff(vma));
@@ -209,6 +224,40 @@ static struct vm_area_struct *cow_context_next_vma(struct cow_vma_iter *it)
 			return NULL;
 		set_place(it);
 	}
+}
+
+/*
+ * Is there but one address of this mm to look at? So it is unless the offsets
+ * are several, were moved, or a munmap is in flight.
+ */
+static bool is_at_one_place(const struct cow_context_walk *walk,
+			    const struct cow_context *ctx)
+{
+	const struct cow_remap *remap = &ctx->remap;
+
+	if (ctx->unmapping.nr)
+		return false;
+	if (walk->ksm)
+		return true;
+	return walk->first == walk->last && mtree_empty(&ctx->remaps) &&
+		(!remap->delta || walk->first < remap->first ||
+		 walk->first > remap->last);
+}
+
+/* What cow_context_next_vma() would find there, and nothing after it. */
+static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *walk,
+						const struct cow_context *ctx)
+{
+	const pgoff_t page = walk->ksm ? PHYS_PFN(walk->addr) : walk->first;
+	struct vm_area_struct *vma = NULL;
+
+	rcu_read_lock();
+	if (page <= LAST_PAGE)
+		vma = mtree_load(&ctx->mm->mm_mt, page << PAGE_SHIFT);
+	if (vma && !is_candidate(walk, ctx, vma, 0))
+		vma = NULL;
+	rcu_read_unlock();
+	return vma;
 }
 
 /**
@@ -292,7 +341,8 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 		smp_rmb();
 next:
 		next = list_entry_rcu(pos->list.next, struct cow_marker, list);
-		cow_context_put(pinned);
+		if (pinned)
+			cow_context_put(pinned);
 		if (!go_on)
 			break;
 	}
@@ -300,15 +350,12 @@ next:
 	return true;
 }
 
-static bool walk_mm(struct cow_context *ctx, void *arg)
+static bool walk_places(struct cow_context_walk *walk, struct cow_context *ctx)
 {
-	struct cow_context_walk *walk = arg;
 	struct cow_vma_iter it = cow_vma_iter(walk, ctx);
 	const unsigned long nr_before = walk->nr_vmas;
 	struct vm_area_struct *vma;
 
-	if (ctx == walk->skip)
-		return true;
 	while ((vma = cow_context_next_vma(&it))) {
 		cond_resched();
 		if (walk->nr_vmas++ != nr_before)
@@ -317,6 +364,23 @@ static bool walk_mm(struct cow_context *ctx, void *arg)
 			return false;
 	}
 	return true;
+}
+
+static bool walk_mm(struct cow_context *ctx, void *arg)
+{
+	struct cow_context_walk *walk = arg;
+	struct vm_area_struct *vma;
+
+	if (ctx == walk->skip)
+		return true;
+	if (!is_at_one_place(walk, ctx))
+		return walk_places(walk, ctx);
+	vma = find_at_one_place(walk, ctx);
+	if (!vma)
+		return true;
+	cond_resched();
+	walk->nr_vmas++;
+	return !walk->visit || walk->visit(walk, vma);
 }
 
 /**
@@ -388,6 +452,8 @@ bool cow_context_would_visit(const struct cow_context_walk *walk,
 		if (!cow_filter_meets(ctx, walk->owner, &filter))
 			return false;
 	}
+	if (is_at_one_place(walk, ctx))
+		return find_at_one_place(walk, ctx) == vma;
 	while ((found = cow_context_next_vma(&it)))
 		if (found == vma)
 			return true;
