@@ -416,6 +416,16 @@ void cow_context_begin_unmap(struct mm_struct *mm, struct maple_tree *detached,
 	ctx->unmapping.nr = nr;
 }
 
+/* What MAP_FIXED replaces is still in mm_mt. */
+static void clear_origins(struct unmap_desc *unmap)
+{
+	MA_STATE(mas, unmap->mas->tree, unmap->tree_reset, unmap->tree_reset);
+	struct vm_area_struct *vma = unmap->first;
+
+	for (; vma; vma = mas_find(&mas, unmap->tree_end - 1))
+		WRITE_ONCE(vma->origin, NULL);
+}
+
 /**
  * cow_context_hide - VMAs whose PTEs are zapped
  * @unmap: Describes them.
@@ -427,20 +437,16 @@ void cow_context_begin_unmap(struct mm_struct *mm, struct maple_tree *detached,
  */
 void cow_context_hide(struct unmap_desc *unmap)
 {
-	MA_STATE(mas, unmap->mas->tree, unmap->tree_reset, unmap->tree_reset);
-	struct vm_area_struct *vma = unmap->first;
-	struct mm_struct *mm = vma->vm_mm;
+	struct mm_struct *mm = unmap->first->vm_mm;
 	struct cow_context *ctx = mm->cow_context;
 	const unsigned long nr = ctx->unmapping.nr;
 
 	mmap_assert_locked(mm);
 	cow_context_lock(mm);
-	if (nr) {
+	if (nr)
 		ctx->unmapping.nr = 0;
-	} else {
-		for (; vma; vma = mas_find(&mas, unmap->tree_end - 1))
-			WRITE_ONCE(vma->origin, NULL);
-	}
+	else
+		clear_origins(unmap);
 	cow_context_unlock(mm);
 	/* Not so after a failed fork, whose mm_mt is not complete. */
 	if (nr)

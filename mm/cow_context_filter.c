@@ -74,27 +74,33 @@
 #define SMALL_PIECES	8
 #define LARGE_SHIFT	13
 
+/* Walks may read @filter meanwhile, each word once. */
+
 static void add_small(struct cow_filter *filter, pgoff_t first, pgoff_t last)
 {
 	pgoff_t piece;
 
-	for (piece = first >> SMALL_SHIFT; piece <= last >> SMALL_SHIFT; piece++)
-		__set_bit(hash_long(piece, ilog2(COW_FILTER_SMALL)),
-			  filter->small);
+	for (piece = first >> SMALL_SHIFT; piece <= last >> SMALL_SHIFT; piece++) {
+		const unsigned int bit = hash_long(piece, ilog2(COW_FILTER_SMALL));
+		unsigned long *word = &filter->small[BIT_WORD(bit)];
+
+		WRITE_ONCE(*word, *word | BIT_MASK(bit));
+	}
 }
 
 static void add_large(struct cow_filter *filter, pgoff_t first, pgoff_t last)
 {
+	u32 bits = filter->large;
 	pgoff_t piece;
 
 	first >>= LARGE_SHIFT;
 	last >>= LARGE_SHIFT;
-	if (last - first >= COW_FILTER_LARGE) {
-		filter->large = ~0;
-		return;
-	}
-	for (piece = first; piece <= last; piece++)
-		filter->large |= BIT(hash_long(piece, ilog2(COW_FILTER_LARGE)));
+	if (last - first >= COW_FILTER_LARGE)
+		bits = ~0;
+	else
+		for (piece = first; piece <= last; piece++)
+			bits |= BIT(hash_long(piece, ilog2(COW_FILTER_LARGE)));
+	WRITE_ONCE(filter->large, bits);
 }
 
 static void add_pieces(struct cow_filter *filter, pgoff_t first, pgoff_t last)
@@ -128,15 +134,6 @@ static bool is_inherited(const struct cow_context *ctx,
 	return origin && origin != ctx->owner;
 }
 
-static void publish_filter(struct cow_context *ctx, const struct cow_filter *new)
-{
-	unsigned int i;
-
-	WRITE_ONCE(ctx->inherited.large, new->large);
-	for (i = 0; i < ARRAY_SIZE(new->small); i++)
-		WRITE_ONCE(ctx->inherited.small[i], new->small[i]);
-}
-
 /**
  * cow_filter_add_range - offsets at which a VMA is about to have entries
  * @vma: A VMA of the mm. Nothing is done if its memory is not inherited.
@@ -149,13 +146,9 @@ void cow_filter_add_range(const struct vm_area_struct *vma, pgoff_t first,
 			  pgoff_t last)
 {
 	struct cow_context *ctx = vma->vm_mm->cow_context;
-	struct cow_filter new;
 
-	if (!is_inherited(ctx, vma))
-		return;
-	new = ctx->inherited;
-	add_pieces(&new, first, last);
-	publish_filter(ctx, &new);
+	if (is_inherited(ctx, vma))
+		add_pieces(&ctx->inherited, first, last);
 }
 
 /**
@@ -171,6 +164,28 @@ void cow_filter_add_vma(const struct vm_area_struct *vma)
 	cow_filter_add_range(vma, first, first + vma_pages(vma) - 1);
 }
 
+static void make_anew(struct cow_context *ctx)
+{
+	struct cow_filter *filter = &ctx->inherited;
+	VMA_ITERATOR(vmi, ctx->mm, 0);
+	struct cow_filter new = {};
+	struct vm_area_struct *vma;
+	unsigned int i;
+
+	for_each_vma(vmi, vma) {
+		const pgoff_t first = vma_start_anon_pgoff(vma);
+
+		if (is_inherited(ctx, vma))
+			add_pieces(&new, first, first + vma_pages(vma) - 1);
+	}
+	raw_write_seqcount_begin(&filter->seq);
+	WRITE_ONCE(filter->large, new.large);
+	for (i = 0; i < ARRAY_SIZE(new.small); i++)
+		WRITE_ONCE(filter->small[i], new.small[i]);
+	raw_write_seqcount_end(&filter->seq);
+	ctx->nr_unmapped = 0;
+}
+
 /**
  * cow_filter_unmapped - VMAs were unmapped
  * @ctx: The context of the mm.
@@ -181,25 +196,10 @@ void cow_filter_add_vma(const struct vm_area_struct *vma)
  */
 void cow_filter_unmapped(struct cow_context *ctx, unsigned long nr)
 {
-	VMA_ITERATOR(vmi, ctx->mm, 0);
-	struct cow_filter new = {};
-	struct vm_area_struct *vma;
-
 	if (!ctx->inherited.large &&
 	    bitmap_empty(ctx->inherited.small, COW_FILTER_SMALL))
 		return;
 	ctx->nr_unmapped = min(ctx->nr_unmapped + nr, U16_MAX);
-	if (ctx->nr_unmapped < min(ctx->mm->map_count, U16_MAX))
-		return;
-
-	for_each_vma(vmi, vma) {
-		const pgoff_t first = vma_start_anon_pgoff(vma);
-
-		if (is_inherited(ctx, vma))
-			add_pieces(&new, first, first + vma_pages(vma) - 1);
-	}
-	raw_write_seqcount_begin(&ctx->inherited.seq);
-	publish_filter(ctx, &new);
-	raw_write_seqcount_end(&ctx->inherited.seq);
-	ctx->nr_unmapped = 0;
+	if (ctx->nr_unmapped >= min(ctx->mm->map_count, U16_MAX))
+		make_anew(ctx);
 }

@@ -84,6 +84,19 @@ static const char *check_findable(const struct folio *folio,
 	return cow_context_check_chain(ctx, owner, vma->origin);
 }
 
+/* The page that a PTE maps, or that a migration entry stands for. */
+static struct page *mapped_page(struct vm_area_struct *vma, unsigned long addr,
+				pte_t pte)
+{
+	softleaf_t entry;
+
+	if (pte_present(pte))
+		return vm_normal_page(vma, addr, pte);
+	entry = softleaf_from_pte(pte);
+	return softleaf_is_migration(entry) ? softleaf_to_page(entry) : NULL;
+}
+
+#ifdef CONFIG_DEBUG_VM
 /**
  * cow_context_assert_findable - would a walk find this page table entry?
  * @folio: The folio that is mapped, or that a migration entry stands for.
@@ -103,8 +116,6 @@ void cow_context_assert_findable(const struct folio *folio,
 {
 	const char *why;
 
-	if (!IS_ENABLED(CONFIG_DEBUG_VM))
-		return;
 	if (!folio_test_anon(folio) || folio_test_ksm(folio) ||
 	    vma_is_temporary_stack(vma))
 		return;
@@ -119,18 +130,6 @@ void cow_context_assert_findable(const struct folio *folio,
 		  vma->origin, addr);
 }
 
-/* The page that a PTE maps, or that a migration entry stands for. */
-static struct page *mapped_page(struct vm_area_struct *vma, unsigned long addr,
-				pte_t pte)
-{
-	softleaf_t entry;
-
-	if (pte_present(pte))
-		return vm_normal_page(vma, addr, pte);
-	entry = softleaf_from_pte(pte);
-	return softleaf_is_migration(entry) ? softleaf_to_page(entry) : NULL;
-}
-
 /**
  * cow_context_assert_pte - cow_context_assert_findable() for a PTE
  * @vma: The VMA.
@@ -143,11 +142,8 @@ static struct page *mapped_page(struct vm_area_struct *vma, unsigned long addr,
 void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte)
 {
-	struct page *page;
+	struct page *page = mapped_page(vma, addr, pte);
 
-	if (!IS_ENABLED(CONFIG_DEBUG_VM))
-		return;
-	page = mapped_page(vma, addr, pte);
 	if (page)
 		cow_context_assert_findable(page_folio(page), page, vma, addr);
 }
@@ -163,12 +159,14 @@ void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
 			    pmd_t pmd)
 {
-	if (IS_ENABLED(CONFIG_DEBUG_VM) && pmd_is_migration_entry(pmd)) {
+	if (pmd_is_migration_entry(pmd)) {
 		struct page *page = softleaf_to_page(softleaf_from_pmd(pmd));
 
 		cow_context_assert_findable(page_folio(page), page, vma, addr);
 	}
 }
+
+#endif /* CONFIG_DEBUG_VM */
 
 /* The whole of it */
 

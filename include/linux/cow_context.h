@@ -74,16 +74,6 @@ static inline void cow_context_copy_owner(struct folio *dst,
 					  const struct folio *src) {}
 #endif
 
-/* Assertions: mm/cow_context_validate.c */
-void cow_context_assert_findable(const struct folio *folio,
-				 const struct page *page,
-				 const struct vm_area_struct *vma,
-				 unsigned long addr);
-void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
-			    pte_t pte);
-void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
-			    pmd_t pmd);
-
 #else /* !CONFIG_COW_CONTEXT */
 
 static inline void cow_context_cache_init(void) {}
@@ -135,14 +125,6 @@ static inline void cow_context_set_owner(struct folio *folio,
 					 bool exclusive) {}
 static inline void cow_context_copy_owner(struct folio *dst,
 					  const struct folio *src) {}
-static inline void cow_context_assert_findable(const struct folio *folio,
-					       const struct page *page,
-					       const struct vm_area_struct *vma,
-					       unsigned long addr) {}
-static inline void cow_context_assert_pte(struct vm_area_struct *vma,
-					  unsigned long addr, pte_t pte) {}
-static inline void cow_context_assert_pmd(struct vm_area_struct *vma,
-					  unsigned long addr, pmd_t pmd) {}
 static inline void cow_context_compare(struct anon_vma *anon_vma,
 				       struct folio *folio,
 				       struct rmap_walk_control *rwc) {}
@@ -153,5 +135,26 @@ static inline void cow_context_compare_ksm(struct anon_vma *anon_vma,
 					   struct rmap_walk_control *rwc) {}
 
 #endif /* CONFIG_COW_CONTEXT */
+
+#if defined(CONFIG_COW_CONTEXT) && defined(CONFIG_DEBUG_VM)
+/* mm/cow_context_validate.c */
+void cow_context_assert_findable(const struct folio *folio,
+				 const struct page *page,
+				 const struct vm_area_struct *vma,
+				 unsigned long addr);
+void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
+			    pte_t pte);
+void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
+			    pmd_t pmd);
+#else
+static inline void cow_context_assert_findable(const struct folio *folio,
+					       const struct page *page,
+					       const struct vm_area_struct *vma,
+					       unsigned long addr) {}
+static inline void cow_context_assert_pte(struct vm_area_struct *vma,
+					  unsigned long addr, pte_t pte) {}
+static inline void cow_context_assert_pmd(struct vm_area_struct *vma,
+					  unsigned long addr, pmd_t pmd) {}
+#endif
 
 #endif /* _LINUX_COW_CONTEXT_H */
