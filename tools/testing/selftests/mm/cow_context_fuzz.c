@@ -3093,10 +3093,11 @@ static void print_counters(const long *before)
 	uint32_t i;
 
 	read_vmstat(after);
-	printf("# ops %llu failed %llu forks %llu exits %llu verified %llu disturbed %llu offlined %llu",
+	printf("# ops %llu failed %llu forks %llu exits %llu verified %llu",
 	       (unsigned long long)shm->ops, (unsigned long long)shm->failed,
 	       (unsigned long long)shm->forks, (unsigned long long)shm->exits,
-	       (unsigned long long)shm->verified,
+	       (unsigned long long)shm->verified);
+	printf(" disturbed %llu offlined %llu",
 	       (unsigned long long)shm->disturbed,
 	       (unsigned long long)shm->offlined);
 	for (i = 0; i < NR_VM_NAMES; i++)
