@@ -79,5 +79,5 @@ debian_mirror() {
 	[ -z "${MIRROR:-}" ] || { echo "$MIRROR"; return; }
 	# shellcheck disable=SC2016
 	apt-get indextargets --no-release-info --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-		awk '/\/debian\/?$/ && !n++'
+		awk '/\/debian\/?$/ && !n++ { print } END { exit !n }'
 }

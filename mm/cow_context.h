@@ -340,7 +340,8 @@ struct cow_context *cow_context_folio_owner(const struct folio *folio);
 static inline void *vma_anon_owner(const struct vm_area_struct *vma,
 				   bool exclusive)
 {
-	return exclusive ? vma->vm_mm->cow_context->owner : vma->origin;
+	return exclusive ? vma->vm_mm->cow_context->owner :
+			   READ_ONCE(vma->origin);
 }
 
 #endif

@@ -96,7 +96,9 @@ int __vma_anon_prepare(struct vm_area_struct *vma)
  */
 bool vma_anon_is_fork_child(const struct vm_area_struct *vma)
 {
-	return vma->origin && vma->origin != vma->vm_mm->cow_context->owner;
+	const struct cow_context *origin = READ_ONCE(vma->origin);
+
+	return origin && origin != vma->vm_mm->cow_context->owner;
 }
 
 /**

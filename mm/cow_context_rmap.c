@@ -41,14 +41,16 @@
 #include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/rculist.h>
-#include <linux/uaccess.h>
 
 #include "cow_context.h"
 
 #include <trace/events/cow_context.h>
 
-/* Of any mm: TASK_SIZE is that of the walker, which can be a 32-bit task. */
-#define LAST_PAGE	((pgoff_t)((TASK_SIZE_MAX - 1) >> PAGE_SHIFT))
+/*
+ * So that the address behind it does not wrap. What lies beyond user space is not
+ * in mm_mt. TASK_SIZE would be the walker's, which can be a 32-bit task.
+ */
+#define LAST_PAGE	((ULONG_MAX >> PAGE_SHIFT) - 1)
 
 /**
  * struct cow_vma_iter - cursor over the VMAs of one mm that a walk visits

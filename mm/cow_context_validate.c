@@ -69,7 +69,7 @@ static const char *check_findable(const struct folio *folio,
 	const struct cow_context *owner = cow_context_folio_owner(folio);
 	struct cow_filter filter;
 
-	if (!vma->origin)
+	if (!READ_ONCE(vma->origin))
 		return "the VMA has no origin";
 	if (addr ? index != linear_anon_page_index(vma, addr) :
 		   index - vma_start_anon_pgoff(vma) >= vma_pages(vma))

@@ -84,6 +84,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -2860,25 +2861,35 @@ static void on_alarm(int sig)
 
 /*
  * Takes a block of memory away, which moves all that is in it, and gives it
- * back. What is pinned holds that up until a signal arrives.
+ * back. What is pinned holds that up until a signal arrives; one that arrives
+ * while the write only waits for another restarts it.
  */
 static void offline_block(uint64_t *rng)
 {
+	struct itimerval timer = { { 1, 0 }, { OFFLINE_SECONDS, 0 } };
 	struct sigaction sa = { .sa_handler = on_alarm };
 	char path[60];
 	bool away;
+	int tries;
 
 	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%u/state",
 		 below(rng, NR_BLOCKS));
 	sigaction(SIGALRM, &sa, NULL);
-	alarm(OFFLINE_SECONDS);
+	setitimer(ITIMER_REAL, &timer, NULL);
 	away = !write_file(path, "offline");
-	alarm(0);
+	timer = (struct itimerval) {};
+	setitimer(ITIMER_REAL, &timer, NULL);
 	if (!away)
 		return;
 	add(&shm->offlined, 1);
-	if (write_file(path, "online"))
-		fail("%s does not come back", path);
+	for (tries = 0; write_file(path, "online"); tries++) {
+		if (tries == 20) {
+			fail("%s does not come back: %s", path,
+			     strerror(errno));
+			break;
+		}
+		usleep(100000);
+	}
 }
 
 static void disturb_system(uint64_t *rng, pid_t pid, unsigned long addr,
