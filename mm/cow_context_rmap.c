@@ -137,9 +137,6 @@ static struct vm_area_struct *find_attached(struct cow_vma_iter *it)
 {
 	MA_STATE(mas, &it->ctx->mm->mm_mt, it->addr, it->addr);
 
-	/* Most folios are one page: there is nothing behind a gap. */
-	if (it->end - it->addr == PAGE_SIZE)
-		return mas_walk(&mas);
 	return mas_find(&mas, it->end - 1);
 }
 
