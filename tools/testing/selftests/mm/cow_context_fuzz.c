@@ -2354,9 +2354,12 @@ static void spawn(uint32_t slot, uint64_t rng)
 		become(slot);
 		member_loop();
 	}
-	for (i = 0; !__atomic_load_n(&m->pid, __ATOMIC_ACQUIRE); i++) {
-		if (i == 1000000)
+	/* racing, it may have left again, and all others after it */
+	for (i = 0; !shm->race && !__atomic_load_n(&m->pid, __ATOMIC_ACQUIRE); i++) {
+		if (i == 1000000) {
+			errno = ETIMEDOUT;
 			die("a new member does not start");
+		}
 		usleep(20);
 	}
 }
