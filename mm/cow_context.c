@@ -338,7 +338,8 @@ void cow_context_prepare_vma(struct vm_area_struct *vma)
 /**
  * cow_context_publish_vma - let walkers see a VMA that continues another
  * @vma: The new or grown VMA, in mm_mt.
- * @from: The VMA it was copied, split or forked from, or that it absorbs.
+ * @from: The VMA it was copied, split or forked from, or that it absorbs; @vma
+ *	if that is unfaulted. Then it adds no more than offsets to the filter.
  *
  * vm_area_dup() leaves the origin NULL, so an origin seen under R means that
  * the VMA is attached or being unmapped. A copy that is thrown away must not
@@ -352,9 +353,9 @@ void cow_context_publish_vma(struct vm_area_struct *vma,
 {
 	struct cow_context *origin = from->origin;
 
-	if (!origin || vma->origin == origin)
+	if (!origin)
 		return;
-	VM_WARN_ON_ONCE_VMA(vma->origin, vma);
+	VM_WARN_ON_ONCE_VMA(vma->origin && vma->origin != origin, vma);
 	WRITE_ONCE(vma->origin, origin);
 	cow_filter_add_vma(vma);
 }

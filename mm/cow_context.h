@@ -28,8 +28,8 @@ struct seq_file;
  * ancestor-or-self in the fork tree.
  *
  * I1. The origin of a VMA of mm X is owner(X) or an owner that encloses it. It
- * changes from NULL to owner(X) at the first anonymous fault and to NULL
- * when the VMA is hidden; fork, split, merge and mremap copy it.
+ * changes from NULL to owner(X) at the first anonymous fault and to NULL when
+ * the VMA is hidden but stays in mm_mt; fork, split, merge and mremap copy it.
  *
  * I2. A folio that is mapped through VMA V of mm X has an owner that encloses
  * X and that V's origin encloses: it lies in [owner(X) .. V's origin].
@@ -50,8 +50,8 @@ struct seq_file;
  * owner(X) is in the filter of X from before the entry is made.
  *
  * I8. A context is linked behind the context it was forked from, before the
- * first PTE is copied, and stays linked until its mm is detached and
- * nothing below it is left.
+ * first PTE is copied, and stays linked while it is referenced: by its mm, by a
+ * context whose parent it is, by a pin.
  */
 
 /*
@@ -114,7 +114,7 @@ struct cow_filter {
  * struct cow_context - copy-on-write identity of an mm_struct
  * @rwsem: R: a walker is inside this mm. W: VMA geometry, page table moves,
  *	hiding VMAs. Ranks where anon_vma->rwsem does (mm/rmap.c). Nothing is
- *	allocated while it is held.
+ *	allocated under it with a mask that may enter direct reclaim.
  * @mm: NULL before the first user and once the address space is torn down.
  *	Written under W with release; a walker tests it with acquire and
  *	relies on it under R.
@@ -122,7 +122,7 @@ struct cow_filter {
  *	that is exclusive to @mm names. Immutable once linked.
  * @parent: The innermost owner around the mm it was forked from; referenced;
  *	NULL for the context of an exec'd mm. Immutable once linked.
- * @depth: Number of owners that enclose this context. Immutable once linked.
+ * @depth: Number of owners above this context. Immutable once linked.
  * @nr_unmapped: VMAs unmapped since @inherited was made anew, saturating.
  *	Written with @inherited.
  * @refs: @mm (until mmdrop), contexts whose @parent this is, pins. A context

@@ -8,8 +8,8 @@
  * /sys/kernel/debug/cow_context/validate	looks at all page tables: a line for
  *					each entry that no walk would find
  *
- * The dump of the trees takes no lock that anyone waits for: it walks the lists
- * under RCU and only tries the lock of a context. So it is not a snapshot.
+ * The dump of the trees waits for no context: it walks the lists under RCU and
+ * only tries the lock of each. So it is not a snapshot.
  */
 
 #include <linux/debugfs.h>

@@ -17,13 +17,14 @@
  * folio's bits, with a few loads and no lock.
  *
  * Small VMAs set a bit for each piece of 16 pages, of 128 bits. Large ones, of
- * more than 8 pieces, would set too many; they set one for each 8192 pages, of
+ * more than 128 pages, would set too many; they set one for each 8192 pages, of
  * 32 bits of their own.
  *
  * Bits are set before a VMA can have an inherited entry at these offsets: at
- * fork, and before a VMA is moved or grows. They are cleared all together, by
- * reading all VMAs again, when a munmap has taken away as many VMAs as are left:
- * so a munmap pays for a VMA or two, for each that it takes away.
+ * fork, before a VMA is moved or grows, and when it takes in an unfaulted one.
+ * They are cleared all together, by reading all VMAs again, when as many VMAs
+ * were unmapped since the last time as are left: so a munmap pays for a VMA or
+ * two, for each that it takes away.
  *
  * Races
  * =====

@@ -2416,32 +2416,41 @@ TEST_F_TIMEOUT(cow_context, unfaulted_at_fork, TEST_SECONDS)
 }
 
 /*
- * A child's VMA, inherited, grows. What is in the new part goes to swap, is
- * inherited, and comes back as shared: then it is nobody's own.
+ * A child's VMA, inherited, grows; the second child's up to memory that was never
+ * touched, which it takes in. What is in the new part goes to swap, is inherited,
+ * and comes back as shared: then it is nobody's own.
  */
 TEST_F_TIMEOUT(cow_context, inherited_grows, TEST_SECONDS)
 {
 	const long more = 32 * PAGES;
 	char *a = area(0), *b = a + PAGES * page;
+	int nr;
 
 	OK(call(0, op_map, a, PAGES, 0, 0));
 	FILL(0, a, PAGES, 1);
-	OK(fork_member(0, 1));
-	OK(call(1, op_unmap, b, more, 0, 0));
-	OK(call(1, op_grow, a, PAGES, more, 0));
-	FILL(1, b, more, 2);
-	OK(page_out(1, b, more));
-	OK(fork_member(1, 2));
-	CHECK(2, b, more, 2);
-	CHECK(1, b, more, 2);
-	TOGETHER(1, b, 2, b, more);
-	OK(migrate_all(1, b, more));
-	TOGETHER(1, b, 2, b, more);
-	OK(migrate_all(2, b, more));
-	TOGETHER(1, b, 2, b, more);
-	OK(page_out(2, b, more));
-	CHECK(1, b, more, 2);
-	CHECK(2, b, more, 2);
+	for (nr = 1; nr < 5; nr += 2) {
+		const long gap = nr == 1 ? more : more / 2;
+
+		OK(fork_member(0, nr));
+		OK(call(nr, op_unmap, b, more, 0, 0));
+		if (gap < more)
+			OK(call(nr, op_map, b + gap * page, more - gap, 0, 0));
+		OK(call(nr, op_grow, a, PAGES, gap, 0));
+		ASSERT_TRUE(is_one_vma(nr, a, PAGES + more));
+		FILL(nr, b, more, 2);
+		OK(page_out(nr, b, more));
+		OK(fork_member(nr, nr + 1));
+		CHECK(nr + 1, b, more, 2);
+		CHECK(nr, b, more, 2);
+		TOGETHER(nr, b, nr + 1, b, more);
+		OK(migrate_all(nr, b, more));
+		TOGETHER(nr, b, nr + 1, b, more);
+		OK(migrate_all(nr + 1, b, more));
+		TOGETHER(nr, b, nr + 1, b, more);
+		OK(page_out(nr + 1, b, more));
+		CHECK(nr, b, more, 2);
+		CHECK(nr + 1, b, more, 2);
+	}
 	CHECK(0, a, PAGES, 1);
 }
 

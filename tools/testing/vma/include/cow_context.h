@@ -27,6 +27,7 @@ struct cow_context {
 	bool fail_alloc;			/* of records */
 	unsigned long geometry;			/* of the VMAs in mm_mt at U */
 	struct maple_tree *unmapping;
+	unsigned long announced;		/* of the first offsets: a filter */
 	struct vm_area_struct *published;	/* the last one */
 	struct vm_area_struct *faulting;	/* who has its VMA lock for read */
 };
@@ -93,11 +94,22 @@ static inline void cow_context_unlock(struct mm_struct *mm)
 	cow_context_log(mm, 'U');
 }
 
+/* Entries can come up there, perhaps inherited ones. */
+static inline void cow_context_announce(struct vm_area_struct *vma,
+					unsigned long start, unsigned long end)
+{
+	pgoff_t first = linear_anon_page_index(vma, start), i;
+
+	for (i = first; i < first + PHYS_PFN(end - start) && i < BITS_PER_LONG; i++)
+		mm_cow_context(vma->vm_mm)->announced |= BIT(i);
+}
+
 static inline void cow_context_publish_vma(struct vm_area_struct *vma,
 					   struct vm_area_struct *from)
 {
 	struct cow_context *ctx = mm_cow_context(vma->vm_mm);
 
+	cow_context_announce(vma, vma->vm_start, vma->vm_end);
 	if (!from->origin || vma->origin == from->origin)
 		return;
 	assert(!vma->origin);
@@ -161,6 +173,7 @@ static inline int cow_context_grow_vma(struct vm_area_struct *vma,
 	assert(!mm_cow_context(vma->vm_mm)->locked);
 	if (mm_cow_context(vma->vm_mm)->fail_alloc)
 		return -ENOMEM;
+	cow_context_announce(vma, start, end);
 	cow_context_log(vma->vm_mm, 'g');
 	return 0;
 }

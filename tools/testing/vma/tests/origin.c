@@ -46,8 +46,21 @@ static struct vm_area_struct *map_origin(struct mm_struct *mm,
 	vma_set_anonymous(vma);
 	vm_stat_account(mm, vma->vm_flags, vma_pages(vma));
 	vma->origin = origin_of(origin);
+	if (origin != NONE)
+		cow_context_announce(vma, start, end);
 	cow_context_reset_log(mm);
 	return vma;
+}
+
+/* Was it said of all offsets of a VMA that entries can be there? */
+static bool is_announced(struct vm_area_struct *vma)
+{
+	pgoff_t i, first = vma_start_anon_pgoff(vma);
+
+	for (i = first; i < first + vma_pages(vma) && i < BITS_PER_LONG; i++)
+		if (!(vma->vm_mm->cow_context->announced & BIT(i)))
+			return false;
+	return true;
 }
 
 /* Is there just this VMA at @start? */
@@ -59,7 +72,8 @@ static bool is_vma(struct mm_struct *mm, unsigned long start, unsigned long end,
 
 	vma = vma_iter_load(&vmi);
 	return vma && vma->vm_start == start && vma->vm_end == end &&
-		vma->origin == origin_of(origin);
+		vma->origin == origin_of(origin) &&
+		(!vma_anon_is_fork_child(vma) || is_announced(vma));
 }
 
 /*
@@ -587,6 +601,45 @@ static bool test_origin_stack(void)
 	return true;
 }
 
+/*
+ * mremap() that extends a VMA up to the next one:
+ *
+ * 0123456789
+ * VVV....NNN
+ */
+static bool __test_origin_extend(int v, int n)
+{
+	struct mm_struct mm = {};
+	VMA_ITERATOR(vmi, &mm, 0);
+	struct vm_area_struct *vma;
+
+	init_family(&mm);
+	vma = map_origin(&mm, 0, 0x3000, v);
+	map_origin(&mm, 0x7000, 0xa000, n);
+	vma_iter_set(&vmi, 0);
+	ASSERT_EQ(vma_iter_load(&vmi), vma);
+	ASSERT_EQ(vma_merge_extend(&vmi, vma, 0x4000), vma);
+	/* What is inherited may take in what is unfaulted here. */
+	if (v == n || n == NONE || (v == NONE && n == OWN)) {
+		ASSERT_TRUE(is_vma(&mm, 0, 0xa000, joined(v, n)));
+	} else {
+		ASSERT_TRUE(is_vma(&mm, 0, 0x7000, v));
+		ASSERT_TRUE(is_vma(&mm, 0x7000, 0xa000, n));
+	}
+	cleanup_mm(&mm, &vmi);
+	return true;
+}
+
+static bool test_origin_extend(void)
+{
+	int v, n;
+
+	for (v = 0; v < NR_ORIGINS; v++)
+		for (n = 0; n < NR_ORIGINS; n++)
+			ASSERT_TRUE(__test_origin_extend(v, n));
+	return true;
+}
+
 /* What fails for want of memory leaves all as it was. */
 static bool test_origin_alloc_fail(void)
 {
@@ -675,6 +728,7 @@ static void run_origin_tests(int *num_tests, int *num_fail)
 	TEST(origin_split);
 	TEST(origin_unmap);
 	TEST(origin_stack);
+	TEST(origin_extend);
 	TEST(origin_alloc_fail);
 }
 
