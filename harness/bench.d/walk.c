@@ -296,40 +296,55 @@ static void lost_owner(void)
 	report_walk("walk.swapped_in", NR_PAGES);
 }
 
-/* There and back, MPOL_MF_MOVE_ALL: unmap and map again, so two walks. */
-static double migrate(int node)
+static double migrate_to(int first, int node)
 {
 	__u64 start, took[NR_PAGES];
 	int i;
 
 	for (i = 0; i < NR_PAGES; i++) {
 		start = now();
-		need(move_page(0, vma_at(area, i), node) == node, "move_pages");
+		need(move_page(0, vma_at(area, first + i), node) == node,
+		     "move_pages");
 		took[i] = now() - start;
 	}
 	return median(took, NR_PAGES);
+}
+
+/* There and back, MPOL_MF_MOVE_ALL: unmap and map again, so two walks. */
+static void migrate(int first, int node, const char *what, int n)
+{
+	int r;
+
+	for (r = -1; r < reps; r++) {
+		double there = migrate_to(first, node);
+		double back = migrate_to(first, 0);
+
+		if (r >= 0)
+			cost((there + back) / 2, "migrate.%s_%d", what, n);
+	}
 }
 
 static void migration(void)
 {
 	static const int steps[] = { 0, 10, 100, 1000 };
 	const int node = other_node();
-	int i, n = 0, r;
+	int i, n = 0;
 
 	if (node < 0) {
 		skipped("migrate.shared_100", "one NUMA node");
 		return;
 	}
-	area = map_vmas(NR_PAGES);
-	touch_vmas(area, NR_PAGES);
+	area = map_vmas(2 * NR_PAGES);
+	touch_vmas(area, 2 * NR_PAGES);
 	for (i = 0; i < 4 && steps[i] <= sized(1000, 100); i++) {
 		for (; n < steps[i]; n++)
 			member(NULL, 0);
-		migrate(node);
-		migrate(0);
-		for (r = 0; r < reps; r++)
-			cost((migrate(node) + migrate(0)) / 2,
-			     "migrate.shared_%d", n);
+		migrate(0, node, "shared", n);
+		if (!n)
+			continue;
+		/* New pages of the parent: who is to be mapped again? */
+		touch_vmas(vma_at(area, NR_PAGES), NR_PAGES);
+		migrate(NR_PAGES, node, "parents_own", n);
 	}
 }
 
