@@ -35,11 +35,16 @@ need() {
 	say "installing ${missing[*]}"
 	local log=$out/apt-install.log
 	export DEBIAN_FRONTEND=noninteractive
+	(
+	# one tool at a time: "apt-get update" waits for nobody
+	exec 8>"$out/apt.lock"
+	flock 8
 	if ! apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
 		apt-get update >>"$log" 2>&1 || true
 		apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1 ||
 			die "apt-get install ${missing[*]} failed, see ${log#"$top"/}; install them by hand"
 	fi
+	) || exit
 }
 
 # jobs_max: how many compilers at once; JOBS=n overrides
