@@ -2416,20 +2416,20 @@ TEST_F_TIMEOUT(cow_context, unfaulted_at_fork, TEST_SECONDS)
 }
 
 /*
- * A child's VMA, inherited, grows; the second child's up to memory that was never
- * touched, which it takes in. What is in the new part goes to swap, is inherited,
+ * A child's VMA, inherited, grows; the second child's by a little, up to memory
+ * that was never touched, which it takes in. What is in the new part goes to swap, is inherited,
  * and comes back as shared: then it is nobody's own.
  */
 TEST_F_TIMEOUT(cow_context, inherited_grows, TEST_SECONDS)
 {
-	const long more = 32 * PAGES;
 	char *a = area(0), *b = a + PAGES * page;
 	int nr;
 
 	OK(call(0, op_map, a, PAGES, 0, 0));
 	FILL(0, a, PAGES, 1);
 	for (nr = 1; nr < 5; nr += 2) {
-		const long gap = nr == 1 ? more : more / 2;
+		const long more = nr == 1 ? 32 * PAGES : 5 * PAGES;
+		const long gap = nr == 1 ? more : PAGES;
 
 		OK(fork_member(0, nr));
 		OK(call(nr, op_unmap, b, more, 0, 0));
