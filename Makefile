@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # A menu; each verb is one tool of harness/.  CONFIG: base, compare, debug, pure,
-# pure-debug.  Not part of the series.
+# pure-debug and what else harness/build names.  Not part of the series.
 CONFIG ?= compare
+export CMD
 
 help:
 	@echo 'make run        compose, build, boot, run the mm selftests, compare the walks'
@@ -31,7 +32,7 @@ test:
 kernel: compose
 	@harness/build $(CONFIG)
 boot:
-	@harness/boot $(CONFIG) '$(CMD)'
+	@harness/boot $(CONFIG) "$$CMD"
 shell:
 	@harness/boot $(CONFIG)
 compose:
@@ -63,6 +64,6 @@ fetch:
 	@harness/fetch
 clean:
 	@[ ! -d out/linux ] || harness/compose
-	find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
+	[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
 .PHONY: help run test kernel boot shell compose export check kunit bench fuzz soak model mutations objdiff archs count fetch clean
