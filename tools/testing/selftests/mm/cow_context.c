@@ -2417,8 +2417,8 @@ TEST_F_TIMEOUT(cow_context, unfaulted_at_fork, TEST_SECONDS)
 
 /*
  * A child's VMA, inherited, grows; the second child's by a little, up to memory
- * that was never touched, which it takes in. What is in the new part goes to swap, is inherited,
- * and comes back as shared: then it is nobody's own.
+ * that was never touched, which it takes in. What is in the new part goes to
+ * swap, is inherited, and comes back as shared: then it is nobody's own.
  */
 TEST_F_TIMEOUT(cow_context, inherited_grows, TEST_SECONDS)
 {

@@ -94,14 +94,25 @@ static inline void cow_context_unlock(struct mm_struct *mm)
 	cow_context_log(mm, 'U');
 }
 
+/* A bit for each of the first offsets that lies in a range of a VMA. */
+static inline unsigned long cow_context_offsets(struct vm_area_struct *vma,
+						unsigned long start,
+						unsigned long end)
+{
+	pgoff_t first = linear_anon_page_index(vma, start), i;
+	unsigned long bits = 0;
+
+	for (i = first; i < first + PHYS_PFN(end - start) && i < BITS_PER_LONG; i++)
+		bits |= BIT(i);
+	return bits;
+}
+
 /* Entries can come up there, perhaps inherited ones. */
 static inline void cow_context_announce(struct vm_area_struct *vma,
 					unsigned long start, unsigned long end)
 {
-	pgoff_t first = linear_anon_page_index(vma, start), i;
-
-	for (i = first; i < first + PHYS_PFN(end - start) && i < BITS_PER_LONG; i++)
-		mm_cow_context(vma->vm_mm)->announced |= BIT(i);
+	mm_cow_context(vma->vm_mm)->announced |=
+		cow_context_offsets(vma, start, end);
 }
 
 static inline void cow_context_publish_vma(struct vm_area_struct *vma,

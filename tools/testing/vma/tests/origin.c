@@ -55,12 +55,8 @@ static struct vm_area_struct *map_origin(struct mm_struct *mm,
 /* Was it said of all offsets of a VMA that entries can be there? */
 static bool is_announced(struct vm_area_struct *vma)
 {
-	pgoff_t i, first = vma_start_anon_pgoff(vma);
-
-	for (i = first; i < first + vma_pages(vma) && i < BITS_PER_LONG; i++)
-		if (!(vma->vm_mm->cow_context->announced & BIT(i)))
-			return false;
-	return true;
+	return !(cow_context_offsets(vma, vma->vm_start, vma->vm_end) &
+		 ~vma->vm_mm->cow_context->announced);
 }
 
 /* Is there just this VMA at @start? */
