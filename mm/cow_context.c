@@ -292,7 +292,11 @@ void cow_context_mm_free(struct mm_struct *mm)
  */
 void cow_context_lock(struct mm_struct *mm)
 {
-	down_write(&mm->cow_context->rwsem);
+	struct cow_context *ctx = mm->cow_context;
+
+	down_write(&ctx->rwsem);
+	if (!ctx->unmapping.nr)
+		ctx->unmapping.last_found = NULL;
 }
 
 /**
@@ -445,7 +449,7 @@ void cow_context_hide(struct unmap_desc *unmap)
 	mmap_assert_locked(mm);
 	cow_context_lock(mm);
 	if (nr)
-		ctx->unmapping.nr = 0;
+		ctx->unmapping = (struct cow_unmapping) {};
 	else
 		clear_origins(unmap);
 	cow_context_unlock(mm);

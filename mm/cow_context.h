@@ -87,10 +87,15 @@ struct cow_remap {
  * struct cow_unmapping - the munmap in flight of an mm
  * @tree: The side tree of mm/vma.c: VMAs at 0 .. @nr - 1 in address order,
  *	read-only from registration until they are hidden.
+ * @last_found: Instead, if @nr is 0: the VMA of mm_mt that a walk has found last,
+ *	or NULL. Written under R as well; cow_context_lock() forgets it.
  * @nr: Number of VMAs; 0 if no munmap is in flight.
  */
 struct cow_unmapping {
-	struct maple_tree *tree;
+	union {
+		struct maple_tree *tree;
+		struct vm_area_struct *last_found;
+	};
 	unsigned long nr;
 };
 

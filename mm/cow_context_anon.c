@@ -29,8 +29,9 @@
  * took a reference before: the caller of remove_migration_ptes() did, or holds
  * the mmap_lock of an mm with such an entry. folio_anon_may_map() compares
  * pointers and looks at no owner, since the folio may be in the swap cache only.
- * If memory of the old owner is a new context by then, then no mm has a swap
- * entry for the folio from before, and the answer is right for the new one.
+ * If memory of the old owner is a new context by then, the answer is right for
+ * the new one: an mm that may map the folio has that context above it, so it is
+ * alive, and a walk from it finds the VMA.
  *
  * Splitting a folio
  * =================

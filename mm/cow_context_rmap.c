@@ -243,19 +243,34 @@ static bool is_at_one_place(const struct cow_context_walk *walk,
 		 walk->first > remap->last);
 }
 
-/* What cow_context_next_vma() would find there, and nothing after it. */
+/*
+ * What cow_context_next_vma() would find there, and nothing after it. Walks come
+ * for one page after the other of a VMA, so the last one found is asked first.
+ * It had an origin: no such VMA leaves mm_mt or changes its range without
+ * cow_context_lock(), which forgets it.
+ */
 static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *walk,
-						const struct cow_context *ctx)
+						struct cow_context *ctx)
 {
 	const pgoff_t page = walk->ksm ? PHYS_PFN(walk->addr) : walk->first;
-	struct vm_area_struct *vma = NULL;
+	const unsigned long addr = page << PAGE_SHIFT;
+	struct vm_area_struct *vma;
+
+	if (page > LAST_PAGE)
+		return NULL;
+	vma = READ_ONCE(ctx->unmapping.last_found);
+	if (vma && addr >= vma->vm_start && addr < vma->vm_end) {
+		VM_WARN_ON_ONCE(mtree_load(&ctx->mm->mm_mt, addr) != vma);
+		return is_candidate(walk, ctx, vma, 0) ? vma : NULL;
+	}
 
 	rcu_read_lock();
-	if (page <= LAST_PAGE)
-		vma = mtree_load(&ctx->mm->mm_mt, page << PAGE_SHIFT);
+	vma = mtree_load(&ctx->mm->mm_mt, addr);
 	if (vma && !is_candidate(walk, ctx, vma, 0))
 		vma = NULL;
 	rcu_read_unlock();
+	if (vma)
+		WRITE_ONCE(ctx->unmapping.last_found, vma);
 	return vma;
 }
 

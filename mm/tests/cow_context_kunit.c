@@ -2220,7 +2220,8 @@ static void walk_vmas(struct kunit *test)
 				expect_visits(model, true);
 		}
 		if (unmap) {
-			model_mm(model)->cow_context->unmapping.nr = 0;
+			model_mm(model)->cow_context->unmapping =
+				(struct cow_unmapping) {};
 			__mt_destroy(&model->detached);
 		}
 		free_vmas(model);

@@ -80,6 +80,7 @@
 #define MAX_MEMBERS	8
 #define MAX_PAGES	2048
 #define NR_AREAS	16
+#define LUCKY_TRIES	8
 #define PAGES		16
 
 #define MAX_DEAD_CONTEXTS	64
@@ -91,6 +92,7 @@
 #define IDLE_FILE	"/sys/kernel/mm/page_idle/bitmap"
 #define BALANCING_FILE	"/proc/sys/kernel/numa_balancing"
 #define THP_DIR		"/sys/kernel/mm/transparent_hugepage/"
+#define KSM_DIR		"/sys/kernel/mm/ksm/"
 
 #define RW		(PROT_READ | PROT_WRITE)
 #define ANON_FIXED	(MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED)
@@ -2072,7 +2074,7 @@ TEST_F_TIMEOUT(cow_context, private_file, TEST_SECONDS)
  */
 FIXTURE(cow_context_large)
 {
-	char path[128], enabled[128];
+	char path[128], enabled[128], ksm_run[16];
 };
 
 FIXTURE_VARIANT(cow_context_large)
@@ -2106,6 +2108,8 @@ FIXTURE_TEARDOWN(cow_context_large)
 			*end = '\0';
 		write_text(self->path, start + 1);
 	}
+	if (self->ksm_run[0])
+		write_text(KSM_DIR "run", self->ksm_run);
 }
 
 TEST_F_TIMEOUT(cow_context_large, reused_by_child, TEST_SECONDS)
@@ -2148,6 +2152,139 @@ TEST_F_TIMEOUT(cow_context_large, reused_by_child, TEST_SECONDS)
 	CHECK(2, a, 4, 3);
 	CHECK_FROM(2, a + 4 * page, pages - 4, 2, 4);
 	OK(migrate_all(2, a, pages));
+}
+
+/*
+ * KSM merges what is at @a in member @m with the same in member @n, and all of it
+ * is swapped: to one slot for both. Neighbouring slots are then read back to @to,
+ * where @m moves its memory, as large folios. Returns how many pages are in such;
+ * -1 for errors.
+ */
+static long merge_and_swap(int m, char *a, int n, char *b, char *to, long pages,
+			   size_t size)
+{
+	struct timespec end = in_msecs(SETTLE_MSECS);
+	long i, large = 0;
+	uint64_t entry;
+
+	if (call(m, op_advise, a, pages, MADV_MERGEABLE, 0) ||
+	    call(n, op_advise, b, pages, MADV_MERGEABLE, 0) ||
+	    write_text(KSM_DIR "run", "1"))
+		return -1;
+	while (count_apart(m, a, n, b, pages) && msecs_until(&end) > 0)
+		usleep(20000);
+	if (write_text(KSM_DIR "run", "0") || count_apart(m, a, n, b, pages) ||
+	    page_out(m, a, pages) || count_apart(m, a, n, b, pages))
+		return -1;
+	/*
+	 * Addresses and slots must be aligned alike; that slots are in order is
+	 * luck. An entry of pagemap has five bits of the type below the offset.
+	 */
+	if (read_pagemap(m, a, 1, &entry))
+		return -1;
+	to += (PAGEMAP_PFN(entry) >> 5) % (size / page) * page;
+	if (call(m, op_move, a, pages, (long)to, 0) ||
+	    call(m, op_advise, to, pages, MADV_HUGEPAGE, 0) ||
+	    call(m, op_check, to, pages, 1, 0))
+		return -1;
+	for (i = 0; i < pages; i++)
+		large += is_large(m, to + i * page) == 1;
+	ksft_print_msg("%ld of %ld pages in large folios\n", large, pages);
+	return large;
+}
+
+/* Why the two tests below cannot run, or NULL. Saves what they change of KSM. */
+static const char *lacks_merging(const char *size_path, char *ksm_run, size_t size)
+{
+	if (!size_path[0])
+		return "not for this size";
+	if (!have_swap || !cgroup[0])
+		return "needs swap and a memory cgroup";
+	return read_text(KSM_DIR "run", ksm_run, size) ? "no KSM" : NULL;
+}
+
+/*
+ * The sharers of the slots do not descend from each other: the large folios
+ * belong to one of them, and the other must not map them.
+ */
+TEST_F_TIMEOUT(cow_context_large, merged_and_swapped, TEST_SECONDS)
+{
+	const long pages = variant->size / page * 4;
+	char *a = area(0), *b = area(1);
+	const char *why = lacks_merging(self->path, self->ksm_run,
+					sizeof(self->ksm_run));
+	int tries = LUCKY_TRIES;
+	long large;
+
+	if (why)
+		SKIP(return, "%s", why);
+	OK(fork_member(0, 1));
+	OK(fork_member(0, 2));
+	do {
+		OK(call(1, op_map, a, pages, 0, 0));
+		OK(call(2, op_map, b, pages, 0, 0));
+		FILL(1, a, pages, 1);
+		FILL(2, b, pages, 1);
+		large = merge_and_swap(1, a, 2, b, area(2), pages, variant->size);
+		ASSERT_GE(large, 0);
+	} while (!large && --tries);
+	CHECK(2, b, pages, 1);
+	OK(migrate_all(2, b, pages));
+	OK(exit_member(1));
+	OK(migrate_all(2, b, pages));
+	OK(page_out(2, b, pages));
+	CHECK(2, b, pages, 1);
+	if (!large)
+		SKIP(return, "no large folio read back");
+}
+
+/*
+ * They are one process, which has them at one offset: the large folios may be
+ * mapped at both places. A part of each is unmapped, so that the sum of mapcounts
+ * does not tell. What is written must not appear at the other place.
+ */
+TEST_F_TIMEOUT(cow_context_large, merged_with_itself, TEST_SECONDS)
+{
+	const long pages = variant->size / page * 4;
+	char *a = area(0), *b = area(1), *c = area(2), *d = area(4);
+	const char *why = lacks_merging(self->path, self->ksm_run,
+					sizeof(self->ksm_run));
+	int tries = LUCKY_TRIES;
+	char *to, *end;
+	long i, large;
+
+	if (why)
+		SKIP(return, "%s", why);
+	do {
+		OK(call(0, op_map, a, pages, 0, 0));
+		FILL(0, a, pages, 1);
+		MOVE(0, a, pages, b, 0);
+		OK(call(0, op_map, a, pages, 0, 0));
+		FILL(0, a, pages, 1);
+		MOVE(0, a, pages, c, 0);
+		large = merge_and_swap(0, b, 0, c, d, pages, variant->size);
+		ASSERT_GE(large, 0);
+	} while (!large && --tries);
+	CHECK(0, c, pages, 1);
+	OK(find_vma(member[0].pid, d + pages / 2 * page, NULL, &to, &end));
+	for (i = 0; i < pages; i++) {
+		if (i % 2)
+			OK(call(0, op_unmap, to + i * page, 1, 0, 0));
+		if (i % 4)
+			OK(call(0, op_unmap, c + i * page, 1, 0, 0));
+	}
+	for (i = 0; i < pages; i += 4) {
+		FILL(0, to + i * page, 1, 2);
+		CHECK_FROM(0, c + i * page, 1, 1, i);
+		FILL(0, c + i * page, 1, 3);
+		CHECK(0, to + i * page, 1, 2);
+		OK(migrate_all(0, to + i * page, 1));
+		OK(migrate_all(0, c + i * page, 1));
+		CHECK(0, to + i * page, 1, 2);
+		CHECK(0, c + i * page, 1, 3);
+	}
+	if (!large)
+		SKIP(return, "no large folio read back");
 }
 
 /*
