@@ -438,6 +438,13 @@ bool own_cgroup(const char *name)
 	return write_text(path, "0");
 }
 
+/* The caller alone, and what it maps from now on. */
+void leave_cgroup(void)
+{
+	if (*cgroup)
+		write_text(CGROUPS "/cgroup.procs", "0");
+}
+
 /* Anonymous pages only, as far as the kernel gets. */
 bool reclaim_anon(const char *amount)
 {
@@ -499,7 +506,7 @@ static void run_one(const struct workload *w)
 	printf("@took %s %.10g\n", w->name, (double)(now() - start));
 	fflush(stdout);
 	if (*cgroup) {
-		write_text(CGROUPS "/cgroup.procs", "0");
+		leave_cgroup();
 		rmdir(cgroup);
 	}
 }

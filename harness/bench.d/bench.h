@@ -111,6 +111,7 @@ void drain_lru(void);
 long move_page(pid_t pid, void *addr, int node);
 int other_node(void);
 bool own_cgroup(const char *name);
+void leave_cgroup(void);
 bool reclaim_anon(const char *amount);
 
 /* walk.c */

@@ -4,10 +4,12 @@
  *
  * A walk that has to wait for a lock sleeps, and nothing else in the loops here
  * does: so the voluntary context switches of the walker count the waits. The
- * pages are those of one VMA that was split, so that they share an anon_vma. To
- * give up is what folio_referenced() does instead: it only tries the lock. The
- * tracepoint of reclaim counts those, as nr_ref_keep: folios that were kept
- * although no mapping of them had been used.
+ * tracepoints lock:contention_begin and contention_end, which need no lockdep,
+ * tell which of them were for an rwsem as a reader, as a walk is, and how long.
+ * They are hit by waits only. The pages are those of one VMA that was split, so
+ * that they share an anon_vma. To give up is what folio_referenced() does
+ * instead: it only tries the lock. The tracepoint of reclaim counts those, as
+ * nr_ref_keep: folios that were kept although no mapping of them had been used.
  */
 
 #define _GNU_SOURCE
@@ -33,6 +35,8 @@
 #define IDLE_FILE	"/sys/kernel/mm/page_idle/bitmap"
 #define TRACING		"/sys/kernel/tracing/"
 #define SHRINK_EVENT	TRACING "events/vmscan/mm_vmscan_lru_shrink_inactive/"
+#define BEGIN_EVENT	TRACING "events/lock/contention_begin/"
+#define END_EVENT	TRACING "events/lock/contention_end/"
 
 static char *area;
 
@@ -104,6 +108,7 @@ static void stir(void)
 	_exit(0);
 }
 
+/* Not in the caller's cgroup: of their memory only what they share is. */
 static void start_stirring(void)
 {
 	int i;
@@ -114,8 +119,10 @@ static void start_stirring(void)
 		pid_t pid = fork();
 
 		need(pid >= 0, "fork");
-		if (!pid)
+		if (!pid) {
+			leave_cgroup();
 			stir();
+		}
 	}
 	while (!shared->count)
 		usleep(1000);
@@ -128,12 +135,138 @@ static void stop_stirring(void)
 		;
 }
 
+/* What the events in the trace buffer say. */
+struct trace {
+	long scanned, reclaimed, kept;
+	long waits, lost;
+	__u64 longest, since;
+	char lock[32];		/* being waited for */
+};
+
+static void shrink_event(struct trace *t, const char *line)
+{
+	const char *f = strstr(line, "nr_scanned="), *kept;
+	long scanned, reclaimed;
+
+	if (!f || sscanf(f, "nr_scanned=%ld nr_reclaimed=%ld", &scanned,
+			 &reclaimed) != 2)
+		return;
+	kept = strstr(f, "nr_ref_keep=");
+	if (kept)
+		t->kept += atol(kept + strlen("nr_ref_keep="));
+	t->scanned += scanned;
+	t->reclaimed += reclaimed;
+}
+
+/*
+ * "SECONDS.MICROSECONDS: contention_begin: LOCK (flags=READ)" is that of an
+ * rwsem; while it waits, the task may contend for spinlocks.
+ */
+static void wait_event(struct trace *t, const char *line)
+{
+	const char *f = strstr(line, ": contention_");
+	char what[8], lock[32], how[32];
+	unsigned long sec, usec;
+	__u64 time;
+
+	while (f && f > line && f[-1] != ' ')
+		f--;
+	if (!f || sscanf(f, "%lu.%lu: contention_%7[a-z]: %31s (%31[^)]", &sec,
+			 &usec, what, lock, how) != 5)
+		return;
+	time = sec * 1000000000ull + usec * 1000;
+	if (!strcmp(how, "flags=READ")) {
+		t->waits++;
+		t->since = time;
+		strcpy(t->lock, lock);
+	} else if (!strcmp(what, "end") && !strcmp(lock, t->lock)) {
+		if (time - t->since > t->longest)
+			t->longest = time - t->since;
+		t->lock[0] = '\0';
+	}
+}
+
+/* Empties the trace buffer. */
+static void read_trace(struct trace *t)
+{
+	int fd = open(TRACING "trace_pipe", O_RDONLY | O_NONBLOCK);
+	static char buf[1 << 16];
+	char *line, *p, *save;
+	size_t have = 0;
+	ssize_t len;
+
+	need(fd >= 0, "trace_pipe");
+	memset(t, 0, sizeof(*t));
+	while ((len = read(fd, buf + have, sizeof(buf) - 1 - have)) > 0) {
+		have += len;
+		buf[have] = '\0';
+		p = strrchr(buf, '\n');
+		if (!p)
+			continue;
+		*p++ = '\0';
+		for (line = strtok_r(buf, "\n", &save); line;
+		     line = strtok_r(NULL, "\n", &save)) {
+			shrink_event(t, line);
+			wait_event(t, line);
+			/* "CPU:0 [LOST 1 EVENTS]": overwritten */
+			t->lost += !!strstr(line, " EVENTS]");
+		}
+		have = strlen(p);
+		memmove(buf, p, have + 1);
+	}
+	close(fd);
+}
+
+static void start_trace(void)
+{
+	struct trace before;
+
+	write_text(TRACING "tracing_on", "0");
+	read_trace(&before);
+	need(write_text(TRACING "tracing_on", "1"), "trace");
+}
+
+static void stop_trace(struct trace *t)
+{
+	write_text(TRACING "tracing_on", "0");
+	read_trace(t);
+	write_text(TRACING "tracing_on", "1");
+	need(!t->lost, "the trace buffer was too small");
+}
+
+/*
+ * Waits of this thread. It stays on CPU 0, so that CPU's clock and buffer do:
+ * "local", the default trace clock, and room for seven waits in each walk.
+ */
+static bool enable_waits(void)
+{
+	char filter[32];
+
+	snprintf(filter, sizeof(filter), "common_pid == %d", gettid());
+	return write_text(BEGIN_EVENT "filter", filter) &&
+	       write_text(END_EVENT "filter", filter) &&
+	       write_text(BEGIN_EVENT "enable", "1") &&
+	       write_text(END_EVENT "enable", "1") &&
+	       write_text(TRACING "per_cpu/cpu0/buffer_size_kb", "8192");
+}
+
+static void disable_waits(void)
+{
+	write_text(BEGIN_EVENT "enable", "0");
+	write_text(END_EVENT "enable", "0");
+	write_text(BEGIN_EVENT "filter", "0");
+	write_text(END_EVENT "filter", "0");
+}
+
 /* Walks of the pages of @area, and how often, and how long, one waited. */
 static void walk_meanwhile(const char *name)
 {
 	struct rusage before, after;
 	__u64 pfns[VMAS], word, start, took, longest = 0, begin = now();
+	const bool traced = enable_waits();
 	long rounds = shared->count;
+	struct trace trace;
+	char row[64];
 	int fd, i;
 
 	drain_lru();
@@ -141,6 +274,8 @@ static void walk_meanwhile(const char *name)
 		pfns[i] = pfn_of(0, vma_at(area, i));
 	fd = open(IDLE_FILE, O_RDWR);
 	need(fd >= 0, IDLE_FILE);
+	if (traced)
+		start_trace();
 	getrusage(RUSAGE_THREAD, &before);
 	for (i = 0; i < sized(WALKS, 1000) &&
 	     now() - begin < LIMIT_NSECS; i++) {
@@ -153,12 +288,22 @@ static void walk_meanwhile(const char *name)
 			longest = took;
 	}
 	getrusage(RUSAGE_THREAD, &after);
+	if (traced)
+		stop_trace(&trace);
+	disable_waits();
 	close(fd);
 	value("count", after.ru_nvcsw - before.ru_nvcsw, "contention.%s.waits",
 	      name);
 	value("count", i, "contention.%s.walks", name);
 	value("ns", longest, "contention.%s.longest", name);
 	value("count", shared->count - rounds, "contention.%s.rounds", name);
+	if (!traced) {
+		snprintf(row, sizeof(row), "contention.%s.lock_waits", name);
+		skipped(row, "no tracepoints of lock contention");
+		return;
+	}
+	value("count", trace.waits, "contention.%s.lock_waits", name);
+	value("ns", trace.longest, "contention.%s.lock_longest", name);
 }
 
 /* The parent's own pages: no child maps them, so none may be waited for. */
@@ -247,68 +392,28 @@ static pthread_t start_churn(char *at)
 	return thread;
 }
 
-static void stop_churn(pthread_t thread, const char *name)
+/* The rounds it has made. */
+static long stop_churn(pthread_t thread)
 {
 	shared->stop = 1;
 	pthread_join(thread, NULL);
-	value("count", shared->count, "contention.%s.rounds", name);
+	return shared->count;
 }
 
-struct shrunk {
-	long scanned, reclaimed, kept;
+enum disturber {
+	BESIDE,		/* a thread that maps and unmaps next to the pages */
+	APART,		/* one far away, so not in the same anon_vma */
+	AMONG,		/* children that have the pages, too */
 };
 
-/* Empties the trace buffer. */
-static void read_trace(struct shrunk *s)
-{
-	int fd = open(TRACING "trace_pipe", O_RDONLY | O_NONBLOCK);
-	static char buf[1 << 16];
-	char *line, *p, *save;
-	size_t have = 0;
-	ssize_t len;
-
-	memset(s, 0, sizeof(*s));
-	if (fd < 0)
-		return;
-	while ((len = read(fd, buf + have, sizeof(buf) - 1 - have)) > 0) {
-		have += len;
-		buf[have] = '\0';
-		p = strrchr(buf, '\n');
-		if (!p)
-			continue;
-		*p++ = '\0';
-		for (line = strtok_r(buf, "\n", &save); line;
-		     line = strtok_r(NULL, "\n", &save)) {
-			long v[3] = { 0 };
-			char *f;
-
-			f = strstr(line, "nr_scanned=");
-			if (!f || sscanf(f, "nr_scanned=%ld nr_reclaimed=%ld",
-					 &v[0], &v[1]) != 2)
-				continue;
-			f = strstr(line, "nr_ref_keep=");
-			if (f)
-				v[2] = atol(f + strlen("nr_ref_keep="));
-			s->scanned += v[0];
-			s->reclaimed += v[1];
-			s->kept += v[2];
-		}
-		have = strlen(p);
-		memmove(buf, p, have + 1);
-	}
-	close(fd);
-}
-
-/*
- * Reclaims pages of one mapping that nobody uses while a thread of the process
- * maps and unmaps. @apart: far away, so not in the same anon_vma.
- */
-static void give_up(const char *name, bool apart)
+/* Reclaims pages of one mapping that nobody uses, while others are busy. */
+static void give_up(const char *name, enum disturber who)
 {
 	const size_t len = RECLAIM_PAGES * page;
-	struct shrunk sum, s;
-	pthread_t thread;
+	struct trace sum, t;
+	pthread_t thread = 0;
 	__u64 start;
+	long rounds = 0;
 	size_t k;
 	char *p;
 	int i, r;
@@ -318,9 +423,12 @@ static void give_up(const char *name, bool apart)
 	need(mmap(p, len, RW, MAP_ANON_PRIVATE | MAP_FIXED, -1, 0) == p,
 	     "mmap");
 	madvise(p, 2 * len, MADV_NOHUGEPAGE);
-	if (!apart)
+	if (who == BESIDE)
 		munmap(p + len, len);
-	thread = start_churn(apart ? p + len + len / 2 : p + len);
+	if (who == AMONG)
+		area = p;
+	else
+		thread = start_churn(p + len + (who == APART ? len / 2 : 0));
 	for (r = 0; r < reps; r++) {
 		memset(&sum, 0, sizeof(sum));
 		start = now();
@@ -334,15 +442,20 @@ static void give_up(const char *name, bool apart)
 			 */
 			madvise(p, len, MADV_COLD);
 			drain_lru();
-			read_trace(&s);
-			need(write_text(TRACING "tracing_on", "1"), "trace");
+			/* Only now: what is shared does not become cold. */
+			if (who == AMONG)
+				start_stirring();
+			start_trace();
 			reclaim_anon("1M");
 			reclaim_anon("1M");
-			write_text(TRACING "tracing_on", "0");
-			read_trace(&s);
-			sum.scanned += s.scanned;
-			sum.reclaimed += s.reclaimed;
-			sum.kept += s.kept;
+			stop_trace(&t);
+			if (who == AMONG) {
+				stop_stirring();
+				rounds += shared->count;
+			}
+			sum.scanned += t.scanned;
+			sum.reclaimed += t.reclaimed;
+			sum.kept += t.kept;
 		}
 		if (!sum.reclaimed) {
 			skipped(name, "nothing was reclaimed");
@@ -353,7 +466,9 @@ static void give_up(const char *name, bool apart)
 		value("x", (double)(sum.reclaimed + sum.kept) / sum.reclaimed,
 		      "contention.%s.tries", name);
 	}
-	stop_churn(thread, name);
+	if (who != AMONG)
+		rounds = stop_churn(thread);
+	value("count", rounds, "contention.%s.rounds", name);
 	munmap(p, 2 * len);
 }
 
@@ -369,12 +484,11 @@ static void give_ups(void)
 		skipped("contention.beside.tries", "no tracepoint");
 		return;
 	}
-	write_text(TRACING "tracing_on", "0");
 	pin(0);
-	give_up("beside", false);
-	give_up("apart", true);
+	give_up("beside", BESIDE);
+	give_up("apart", APART);
+	give_up("children", AMONG);
 	write_text(SHRINK_EVENT "enable", "0");
-	write_text(TRACING "tracing_on", "1");
 }
 
 /* Faults that had to be tried again with mmap_lock, since boot. */
@@ -421,7 +535,7 @@ static void first_touches(void)
 		value("count", sum, "%s", name);
 		value("count", rounds * VMAS, "contention.first_touch.faults");
 	}
-	stop_churn(thread, "first_touch");
+	value("count", stop_churn(thread), "contention.first_touch.rounds");
 }
 
 const struct workload contend_workloads[] = {
@@ -432,7 +546,7 @@ const struct workload contend_workloads[] = {
 	{ "moved", CONTENTION, moved_pages,
 	  "migration of it: how often must it give up" },
 	{ "give-ups", CONTENTION, give_ups,
-	  "one lock per mm: reclaim beside a thread that maps and unmaps" },
+	  "one lock per mm: reclaim beside a thread that maps, among children" },
 	{ "first-touch", CONTENTION, first_touches,
 	  "first faults beside a thread that maps and unmaps far away" },
 	{ }

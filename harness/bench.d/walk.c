@@ -102,6 +102,41 @@ static void find(pid_t pid, int first, int nr)
 		pfns[i] = pfn_of(pid, vma_at(area, first + i));
 }
 
+/* The median of @nr pages of @pid that are @step VMAs apart. */
+static double migrate_to(pid_t pid, char *first, int step, int nr, int node)
+{
+	__u64 start, took[REMAPS];
+	int i;
+
+	for (i = 0; i < nr; i++) {
+		start = now();
+		need(move_page(pid, vma_at(first, i * step), node) == node,
+		     "move_pages");
+		took[i] = now() - start;
+	}
+	return median(took, nr);
+}
+
+/* There and back, MPOL_MF_MOVE_ALL: unmap and map again, so two walks. */
+static void report_migration(const char *name, pid_t pid, char *first, int step,
+			     int nr)
+{
+	const int node = other_node();
+	int r;
+
+	if (node < 0) {
+		skipped(name, "one NUMA node");
+		return;
+	}
+	for (r = -1; r < reps; r++) {
+		double there = migrate_to(pid, first, step, nr, node);
+		double back = migrate_to(pid, first, step, nr, 0);
+
+		if (r >= 0)
+			cost((there + back) / 2, "%s", name);
+	}
+}
+
 static double walk_now(int nr)
 {
 	double walk = 0;
@@ -185,6 +220,7 @@ static void keep_one_each(void)
 		point("walk-children", "adversary", n, walk_now(NR_PAGES));
 	}
 	report_walk("walk.adversary", NR_PAGES);
+	report_migration("migrate.adversary", 0, area, n / NR_PAGES, NR_PAGES);
 }
 
 static void deeper(long depth)
@@ -204,6 +240,8 @@ static void chain(void)
 	deeper(1);
 	find(0, NR_PAGES, NR_PAGES);
 	report_walk("walk.chain_root", NR_PAGES);
+	report_migration("migrate.chain_root", 0, vma_at(area, NR_PAGES), 1,
+			 NR_PAGES);
 	find(shared->nr, 0, NR_PAGES);
 	report_walk("walk.chain_leaf", NR_PAGES);
 }
@@ -227,6 +265,7 @@ static void mapped_over(void)
 		member(map_again, 0);
 	find(0, 0, NR_PAGES);
 	report_walk("walk.mapped_again", NR_PAGES);
+	report_migration("migrate.mapped_again", 0, area, 1, NR_PAGES);
 }
 
 /* Scenario 18: fault, move away, map again; 64 pages of one page offset. */
@@ -244,6 +283,7 @@ static void moved_away(void)
 	for (i = 0; i < REMAPS; i++)
 		pfns[i] = pfn_of(0, vma_at(to, i));
 	report_walk("walk.remaps", REMAPS);
+	report_migration("migrate.remaps", 0, to, 1, REMAPS);
 }
 
 static void rewrite_and_fork(long nr)
@@ -294,57 +334,29 @@ static void lost_owner(void)
 	close(fd);
 	find(pid, 0, NR_PAGES);
 	report_walk("walk.swapped_in", NR_PAGES);
-}
-
-static double migrate_to(int first, int node)
-{
-	__u64 start, took[NR_PAGES];
-	int i;
-
-	for (i = 0; i < NR_PAGES; i++) {
-		start = now();
-		need(move_page(0, vma_at(area, first + i), node) == node,
-		     "move_pages");
-		took[i] = now() - start;
-	}
-	return median(took, NR_PAGES);
-}
-
-/* There and back, MPOL_MF_MOVE_ALL: unmap and map again, so two walks. */
-static void migrate(int first, int node, const char *what, int n)
-{
-	int r;
-
-	for (r = -1; r < reps; r++) {
-		double there = migrate_to(first, node);
-		double back = migrate_to(first, 0);
-
-		if (r >= 0)
-			cost((there + back) / 2, "migrate.%s_%d", what, n);
-	}
+	report_migration("migrate.swapped_in", pid, area, 1, NR_PAGES);
 }
 
 static void migration(void)
 {
 	static const int steps[] = { 0, 10, 100, 1000 };
-	const int node = other_node();
+	char *own, name[32];
 	int i, n = 0;
 
-	if (node < 0) {
-		skipped("migrate.shared_100", "one NUMA node");
-		return;
-	}
 	area = map_vmas(2 * NR_PAGES);
+	own = vma_at(area, NR_PAGES);
 	touch_vmas(area, 2 * NR_PAGES);
 	for (i = 0; i < 4 && steps[i] <= sized(1000, 100); i++) {
 		for (; n < steps[i]; n++)
 			member(NULL, 0);
-		migrate(0, node, "shared", n);
+		snprintf(name, sizeof(name), "migrate.shared_%d", n);
+		report_migration(name, 0, area, 1, NR_PAGES);
 		if (!n)
 			continue;
 		/* New pages of the parent: who is to be mapped again? */
-		touch_vmas(vma_at(area, NR_PAGES), NR_PAGES);
-		migrate(NR_PAGES, node, "parents_own", n);
+		touch_vmas(own, NR_PAGES);
+		snprintf(name, sizeof(name), "migrate.parents_own_%d", n);
+		report_migration(name, 0, own, 1, NR_PAGES);
 	}
 }
 
