@@ -284,9 +284,10 @@ void cow_context_mm_free(struct mm_struct *mm)
  * cow_context_lock - keep walkers out of an mm
  * @mm: The mm.
  *
- * Waits for the walkers inside @mm. The holder may change the range of VMAs,
- * take VMAs out of mm_mt, move page tables. It must not allocate with a gfp
- * mask that may enter direct reclaim: that walks.
+ * Waits for the walkers inside @mm, and forgets the VMA they found last. The
+ * holder may change the range of VMAs, take VMAs out of mm_mt, move page tables;
+ * who only has the rwsem may not. It must not allocate with a gfp mask that may
+ * enter direct reclaim: that walks.
  *
  * Context: mmap_lock held. May sleep.
  */
@@ -309,8 +310,8 @@ void cow_context_unlock(struct mm_struct *mm)
 }
 
 /**
- * cow_context_lock_all - cow_context_lock() for mm_take_all_locks()
- * @mm: The mm.
+ * cow_context_lock_all - keep walkers out for mm_take_all_locks()
+ * @mm: The mm, whose VMAs stay as they are.
  *
  * Context: mmap_lock held for write, which the lock nests in.
  */
@@ -415,7 +416,7 @@ void cow_context_begin_unmap(struct mm_struct *mm, struct maple_tree *detached,
 
 	mmap_assert_write_locked(mm);
 	lockdep_assert_held_write(&ctx->rwsem);
-	VM_WARN_ON_ONCE(ctx->unmapping.nr);
+	VM_WARN_ON_ONCE(!nr || ctx->unmapping.nr);
 
 	ctx->unmapping.tree = detached;
 	ctx->unmapping.nr = nr;

@@ -140,7 +140,8 @@ struct cow_filter {
  *	mmap_lock (likewise), read under either, or RCU.
  * @inherited: Offsets of VMAs whose origin is not @owner. Written under
  *	mmap_lock (likewise), read by walks without a lock.
- * @unmapping: The munmap in flight. Written under W, read under R.
+ * @unmapping: The munmap in flight. Written under W, read under R; its
+ *	@last_found is written under R too.
  * @rcu: Frees the context after a grace period.
  */
 struct cow_context {

@@ -47,6 +47,12 @@
 #include <trace/events/cow_context.h>
 
 /*
+ * How often a lock is tried, before the walk sleeps or gives up: some microseconds,
+ * as long as it takes to sleep.
+ */
+#define LOCK_TRIES	128
+
+/*
  * So that the address behind it does not wrap. What lies beyond user space is not
  * in mm_mt. TASK_SIZE would be the walker's, which can be a 32-bit task.
  */
@@ -245,9 +251,10 @@ static bool is_at_one_place(const struct cow_context_walk *walk,
 
 /*
  * What cow_context_next_vma() would find there, and nothing after it. Walks come
- * for one page after the other of a VMA, so the last one found is asked first.
- * It had an origin: no such VMA leaves mm_mt or changes its range without
- * cow_context_lock(), which forgets it.
+ * for one page after the other of a VMA, so the last one found is asked first: no
+ * VMA of this mm leaves mm_mt or changes its range without cow_context_lock(),
+ * which forgets it. VMAs of the parent, in a half-forked child's mm_mt, do; they
+ * are no candidates.
  */
 static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *walk,
 						struct cow_context *ctx)
@@ -258,7 +265,8 @@ static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *w
 
 	if (page > LAST_PAGE)
 		return NULL;
-	vma = READ_ONCE(ctx->unmapping.last_found);
+	/* Pairs with the release below: it may be in mm_mt since just now. */
+	vma = smp_load_acquire(&ctx->unmapping.last_found);
 	if (vma && addr >= vma->vm_start && addr < vma->vm_end) {
 		VM_WARN_ON_ONCE(mtree_load(&ctx->mm->mm_mt, addr) != vma);
 		return is_candidate(walk, ctx, vma, 0) ? vma : NULL;
@@ -269,9 +277,23 @@ static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *w
 	if (vma && !is_candidate(walk, ctx, vma, 0))
 		vma = NULL;
 	rcu_read_unlock();
+	/* Another walker has the pointer from here, not from mm_mt. */
 	if (vma)
-		WRITE_ONCE(ctx->unmapping.last_found, vma);
+		smp_store_release(&ctx->unmapping.last_found, vma);
 	return vma;
+}
+
+/* Most W sections change a few VMAs: that is sooner over than a sleep. */
+static bool lock_soon(struct cow_context *ctx)
+{
+	unsigned int tries = LOCK_TRIES;
+
+	while (!down_read_trylock(&ctx->rwsem)) {
+		if (!--tries)
+			return false;
+		cpu_relax();
+	}
+	return true;
 }
 
 /**
@@ -312,7 +334,7 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 		if (!smp_load_acquire(&ctx->mm))
 			goto next;
 
-		if (down_read_trylock(&ctx->rwsem)) {
+		if (lock_soon(ctx)) {
 			/* Detached meanwhile: only RCU keeps it. */
 			if (!ctx->mm) {
 				up_read(&ctx->rwsem);
@@ -407,13 +429,19 @@ static bool walk_mm(struct cow_context *ctx, void *arg)
  */
 void cow_context_walk(struct cow_context_walk *walk)
 {
+	const struct cow_context *owner = walk->owner;
 	struct cow_filter filter;
+	/*
+	 * KSM asks for no origin. Below a leaf there is nobody to pass by; who is
+	 * forked meanwhile is visited.
+	 */
+	const bool unfiltered = walk->ksm ||
+		READ_ONCE(owner->enter.list.next) == &owner->leave.list;
 
-	/* KSM asks for no origin. */
-	if (!walk->ksm)
+	if (!unfiltered)
 		cow_filter_folio(&filter, walk->first, walk->last);
 	if (!cow_context_walk_tree(walk->owner, walk->try_lock,
-				   walk->ksm ? NULL : &filter, walk_mm, walk))
+				   unfiltered ? NULL : &filter, walk_mm, walk))
 		walk->contended = true;
 	trace_cow_context_walk(walk->owner, walk->first, walk->nr_vmas,
 			       walk->contended);

@@ -1920,6 +1920,7 @@ static void remap_model(struct kunit *test)
  * @vma: They, in address order.
  * @visits: How often each was visited.
  * @nr: How many there are.
+ * @removed: One that mm_mt had before, or NULL.
  * @first: The first one of the munmap in flight.
  * @last: The last one, exclusive.
  * @detached: The side tree of the munmap.
@@ -1932,6 +1933,7 @@ struct vma_model {
 	struct vm_area_struct *vma[NR_VMAS];
 	unsigned int visits[NR_VMAS];
 	unsigned int nr;
+	struct vm_area_struct *removed;
 	unsigned int first;
 	unsigned int last;
 	struct maple_tree detached;
@@ -2045,6 +2047,24 @@ static void setup_vmas(struct vma_model *model)
 	mmap_write_unlock(mm);
 }
 
+/* One leaves mm_mt as it is, as when another takes it in. */
+static void take_out_vma(struct vma_model *model)
+{
+	const unsigned int i = below(&model->rnd, model->nr);
+	struct vm_area_struct *vma = model->vma[i];
+	struct mm_struct *mm = model_mm(model);
+
+	mmap_write_lock(mm);
+	store_vma(model, &mm->mm_mt, vma->vm_start, vma->vm_end - 1, NULL);
+	cow_context_lock(mm);
+	cow_context_unlock(mm);
+	mmap_write_unlock(mm);
+	model->removed = vma;
+	model->nr--;
+	memmove(&model->vma[i], &model->vma[i + 1],
+		(model->nr - i) * sizeof(model->vma[0]));
+}
+
 /* Some neighbours leave mm_mt for the side tree of a munmap. */
 static void begin_unmap(struct vma_model *model)
 {
@@ -2099,6 +2119,9 @@ static void free_vmas(struct vma_model *model)
 	mmap_write_unlock(mm);
 	while (model->nr)
 		vm_area_free(model->vma[--model->nr]);
+	if (model->removed)
+		vm_area_free(model->removed);
+	model->removed = NULL;
 }
 
 /* What the walk must do with one VMA, without looking for it. */
@@ -2204,6 +2227,11 @@ static void walk_vmas(struct kunit *test)
 		setup_vmas(model);
 		for (i = 0; i < 12; i++)
 			expect_visits(model, false);
+		if (model->nr > 1) {
+			take_out_vma(model);
+			for (i = 0; i < 12; i++)
+				expect_visits(model, false);
+		}
 
 		unmap = below(&model->rnd, 2);
 		if (unmap) {
