@@ -277,8 +277,8 @@ static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *w
 	if (vma && !is_candidate(walk, ctx, vma, 0))
 		vma = NULL;
 	rcu_read_unlock();
-	/* Another walker has the pointer from here, not from mm_mt. */
 	if (vma)
+		/* Another walker has the pointer from here, not from mm_mt. */
 		smp_store_release(&ctx->unmapping.last_found, vma);
 	return vma;
 }
