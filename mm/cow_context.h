@@ -296,7 +296,7 @@ static inline bool cow_filter_meets(const struct cow_context *ctx,
  * @ksm: Find VMAs by @addr, without looking at their origin.
  * @skip: A context whose mm is left out, or NULL.
  * @hugetlb: The folio is a hugetlb folio.
- * @try_lock: End the walk at the first lock that is contended.
+ * @try_lock: End the walk at the first lock that stays contended.
  * @contended: Set if the walk ended because of that.
  * @visit: Called for each VMA under R; false ends the walk. May sleep.
  * @nr_vmas: VMAs visited so far.

@@ -300,7 +300,7 @@ static bool lock_soon(struct cow_context *ctx)
  * cow_context_walk_tree - visit the contexts below one, parent before child
  * @top: Where to start; it is visited first. The caller keeps it from being
  *	unlinked, by a reference or by something in an mm below it.
- * @try_lock: End the walk at the first lock that is contended.
+ * @try_lock: End the walk at the first lock that stays contended.
  * @filter: Pass by contexts that have another owner than @top, and inherited
  *	none of this. NULL: visit all.
  * @fn: Called under R for each context that still has an mm. May sleep. false
@@ -456,7 +456,7 @@ void cow_context_walk(struct cow_context_walk *walk)
  */
 void cow_context_walk_mm(struct cow_context_walk *walk, struct cow_context *ctx)
 {
-	if (!down_read_trylock(&ctx->rwsem)) {
+	if (!lock_soon(ctx)) {
 		if (walk->try_lock) {
 			walk->contended = true;
 			return;
