@@ -120,7 +120,8 @@ long cow_context_stat_sum(enum cow_context_stat stat)
  */
 void __init cow_context_cache_init(void)
 {
-	cow_context_cachep = KMEM_CACHE(cow_context, SLAB_PANIC | SLAB_ACCOUNT);
+	cow_context_cachep = KMEM_CACHE(cow_context, SLAB_HWCACHE_ALIGN |
+					SLAB_PANIC | SLAB_ACCOUNT);
 }
 
 /**

@@ -145,18 +145,20 @@ struct cow_filter {
  * @rcu: Frees the context after a grace period.
  */
 struct cow_context {
-	struct rw_semaphore rwsem;
-	struct mm_struct *mm;
+	/* All that a walk reads of a context it passes by. */
+	struct cow_marker enter;
 	struct cow_context *owner;
+	struct cow_filter inherited;
+	struct mm_struct *mm;
+
+	struct rw_semaphore rwsem;
 	struct cow_context *parent;
 	u16 depth;
 	u16 nr_unmapped;
 	refcount_t refs;
-	struct cow_marker enter;
 	struct cow_marker leave;
 	struct cow_remap remap;
 	struct maple_tree remaps;
-	struct cow_filter inherited;
 	union {
 		struct cow_unmapping unmapping;
 		struct rcu_head rcu;
