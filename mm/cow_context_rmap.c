@@ -429,7 +429,7 @@ static bool walk_mm(struct cow_context *ctx, void *arg)
  */
 void cow_context_walk(struct cow_context_walk *walk)
 {
-	const struct cow_context *owner = walk->owner;
+	struct cow_context *owner = walk->owner;
 	struct cow_filter filter;
 	/*
 	 * KSM asks for no origin. Below a leaf there is nobody to pass by; who is
@@ -440,10 +440,10 @@ void cow_context_walk(struct cow_context_walk *walk)
 
 	if (!unfiltered)
 		cow_filter_folio(&filter, walk->first, walk->last);
-	if (!cow_context_walk_tree(walk->owner, walk->try_lock,
+	if (!cow_context_walk_tree(owner, walk->try_lock,
 				   unfiltered ? NULL : &filter, walk_mm, walk))
 		walk->contended = true;
-	trace_cow_context_walk(walk->owner, walk->first, walk->nr_vmas,
+	trace_cow_context_walk(owner, walk->first, walk->nr_vmas,
 			       walk->contended);
 }
 

@@ -2148,7 +2148,7 @@ static bool is_expected(struct vma_model *model, unsigned int i, bool hidden,
 	return first <= walk->last && last >= walk->first;
 }
 
-static void expect_visits(struct vma_model *model, bool hidden)
+static void expect_visits_once(struct vma_model *model, bool hidden)
 {
 	struct rnd_state *rnd = &model->rnd;
 	struct cow_context *ctx = ctx_of(model->tm[2]);
@@ -2201,6 +2201,14 @@ static void expect_visits(struct vma_model *model, bool hidden)
 	kunit_kfree(test, walk);
 }
 
+static void expect_visits(struct vma_model *model, bool hidden)
+{
+	unsigned int i;
+
+	for (i = 0; i < 12; i++)
+		expect_visits_once(model, hidden);
+}
+
 static const struct seed_case vma_cases[] = {
 	{ .name = "seed 1", .seed = 1 },
 	{ .name = "seed 2", .seed = 2 },
@@ -2212,7 +2220,7 @@ KUNIT_ARRAY_PARAM_DESC(vma, vma_cases, name);
 static void walk_vmas(struct kunit *test)
 {
 	struct vma_model *model;
-	unsigned int round, i;
+	unsigned int round;
 	bool unmap;
 
 	model = kunit_kzalloc(test, sizeof(*model), GFP_KERNEL);
@@ -2225,27 +2233,23 @@ static void walk_vmas(struct kunit *test)
 	for (round = 0; round < 100; round++) {
 		model->tm[2] = must_fork(test, model->tm[1]);
 		setup_vmas(model);
-		for (i = 0; i < 12; i++)
-			expect_visits(model, false);
+		expect_visits(model, false);
 		if (model->nr > 1) {
 			take_out_vma(model);
-			for (i = 0; i < 12; i++)
-				expect_visits(model, false);
+			expect_visits(model, false);
 		}
 
 		unmap = below(&model->rnd, 2);
 		if (unmap) {
 			begin_unmap(model);
-			for (i = 0; i < 12; i++)
-				expect_visits(model, false);
+			expect_visits(model, false);
 		} else {
 			model->first = below(&model->rnd, model->nr);
 			model->last = model->nr;
 		}
 		if (model->vma[model->first]->vm_mm == model_mm(model)) {
 			hide_vmas(model);
-			for (i = 0; i < 12; i++)
-				expect_visits(model, true);
+			expect_visits(model, true);
 		}
 		if (unmap) {
 			model_mm(model)->cow_context->unmapping =
