@@ -164,6 +164,7 @@
 #define NR_RECENT		64
 #define CHECK_OPS		2000
 #define REPLY_SECONDS		180
+#define REST_SECONDS		60
 #define NR_BLOCKS		64	/* of memory, those that exist */
 #define OFFLINE_SECONDS		10
 #define FAIL_FILE		"cow_context_fuzz.fail"
@@ -244,7 +245,7 @@ struct member {
 	uint32_t depth;
 	uint32_t posted;		/* futex: operations told */
 	uint32_t done;			/* futex: operations executed */
-	uint32_t paused;
+	uint32_t paused;		/* the last round that it rested in */
 	uint64_t rng;
 	struct op op;
 	uint32_t nr_recent;
@@ -265,7 +266,7 @@ struct failure {
 struct shared {
 	int32_t conductor;
 	uint32_t stop;
-	uint32_t pause;
+	uint32_t pause;			/* number of the round, 0: none */
 	uint32_t race;
 	uint32_t system;
 	uint32_t offline;
@@ -287,6 +288,7 @@ struct shared {
 	uint64_t verified;
 	uint64_t disturbed;
 	uint64_t offlined;
+	uint64_t swapoffs;
 	struct failure failure;
 	struct member member[MAX_PROCS];
 };
@@ -663,23 +665,20 @@ static const char *kind_name(const struct page *p)
 	return p->flags & F_GUARD ? "guard" : names[p->kind];
 }
 
-/* Does @words match the model?  A freed page seen as empty stays empty. */
+/*
+ * Does @words match the model?  A freed page may become empty from one word to
+ * the next; seen as empty it stays empty.
+ */
 static void check_words(uint32_t slot, uint32_t i, const uint64_t *words,
 			const char *how)
 {
 	struct page *p = &shm->member[slot].pages[i];
-	bool empty = p->flags & F_MAYBE;
+	bool maybe = p->flags & F_MAYBE, empty = false;
 	int k;
 
-	for (k = 0; empty && k < 4; k++)
-		empty = words[k] == base_word(p, k);
-	if (empty) {
-		if (slot == my_slot)
-			drop_content(p);
-		return;
-	}
 	for (k = 0; k < 4; k++) {
-		if (words[k] == expected_word(p, k))
+		empty = empty || (maybe && words[k] == base_word(p, k));
+		if (words[k] == (empty ? base_word(p, k) : expected_word(p, k)))
 			continue;
 		fail("member %u page %u word %d (%s, flags %#x): expected %s %#llx, got %#llx",
 		     slot, i, k, how, p->flags, kind_name(p),
@@ -687,6 +686,8 @@ static void check_words(uint32_t slot, uint32_t i, const uint64_t *words,
 		     (unsigned long long)words[k]);
 		return;
 	}
+	if (empty && slot == my_slot)
+		drop_content(p);
 }
 
 enum { VERIFY_DIRECT, VERIFY_PINNED, VERIFY_PRESENT, VERIFY_FORCED };
@@ -2285,21 +2286,31 @@ static void acknowledge(struct member *m)
 	futex(&m->done, FUTEX_WAKE, INT_MAX, 0);
 }
 
+static void execute_recorded(struct op *op)
+{
+	me->recent[me->nr_recent % NR_RECENT] = *op;
+	me->nr_recent++;
+	execute(op);
+}
+
+/* Who rests has verified all of its pages before. */
 static void race_round(void)
 {
-	struct op op;
+	uint32_t pause = __atomic_load_n(&shm->pause, __ATOMIC_ACQUIRE);
+	struct op op = {
+		.who = my_slot,
+		.code = OP_VERIFY,
+		.a = { 0, ALL_PAGES, VERIFY_PRESENT },
+	};
 
-	if (shm->pause) {
-		__atomic_store_n(&me->paused, 1, __ATOMIC_RELEASE);
+	if (pause && me->paused == pause) {
 		usleep(1000);
-		return;
+	} else if (pause) {
+		execute_recorded(&op);
+		__atomic_store_n(&me->paused, pause, __ATOMIC_RELEASE);
+	} else if (generate(&me->rng, my_slot, &op)) {
+		execute_recorded(&op);
 	}
-	__atomic_store_n(&me->paused, 0, __ATOMIC_RELEASE);
-	if (!generate(&me->rng, my_slot, &op))
-		return;
-	me->recent[me->nr_recent % NR_RECENT] = op;
-	me->nr_recent++;
-	execute(&op);
 }
 
 static void member_loop(void)
@@ -2895,6 +2906,15 @@ static void offline_block(uint64_t *rng)
 	}
 }
 
+/* Reads all that was swapped out. */
+static void swap_off_and_on(void)
+{
+	if (!swap_path[0] || syscall(SYS_swapoff, swap_path))
+		return;
+	add(&shm->swapoffs, 1);
+	syscall(SYS_swapon, swap_path, 0);
+}
+
 static void disturb_system(uint64_t *rng, pid_t pid, unsigned long addr,
 			   uint32_t nr)
 {
@@ -2906,8 +2926,8 @@ static void disturb_system(uint64_t *rng, pid_t pid, unsigned long addr,
 		touch_idle_bitmap(pid, addr);
 	else if (r < 995)
 		write_file("/proc/sys/vm/compact_memory", "1");
-	else if (swap_path[0] && !syscall(SYS_swapoff, swap_path))
-		syscall(SYS_swapon, swap_path, 0);
+	else
+		swap_off_and_on();
 }
 
 static void disturb(uint64_t *rng)
@@ -2962,23 +2982,6 @@ static void start_disturber(uint64_t rng)
 	_exit(0);
 }
 
-/* Lets all members rest, to ask the kernel whether all is as it should be. */
-static void check_paused(void)
-{
-	double deadline = now() + 5;
-	uint32_t i, busy;
-
-	shm->pause = 1;
-	do {
-		usleep(1000);
-		for (i = busy = 0; i < MAX_PROCS; i++)
-			busy += shm->member[i].used && !shm->member[i].paused;
-	} while (busy && now() < deadline && !failed());
-	if (!busy)
-		check_kernel(false);
-	shm->pause = 0;
-}
-
 static void check_deaths(void)
 {
 	uint32_t i;
@@ -2994,6 +2997,41 @@ static void check_deaths(void)
 			fail("member %u (%d) has died", i, pid);
 		}
 	}
+}
+
+static uint32_t rounds_checked, rounds_unchecked;
+
+/*
+ * Lets all members verify their pages and rest, to ask the kernel whether all
+ * is as it should be.
+ */
+static void check_paused(void)
+{
+	uint32_t i, busy, round = rounds_checked + rounds_unchecked + 1;
+	double deadline = now() + REST_SECONDS;
+	const struct member *m;
+
+	__atomic_store_n(&shm->pause, round, __ATOMIC_RELEASE);
+	do {
+		usleep(1000);
+		check_deaths();
+		for (i = busy = 0; i < MAX_PROCS; i++) {
+			m = &shm->member[i];
+			busy += __atomic_load_n(&m->used, __ATOMIC_ACQUIRE) &&
+				__atomic_load_n(&m->paused,
+						__ATOMIC_ACQUIRE) != round;
+		}
+	} while (busy && now() < deadline && !failed());
+	if (busy) {
+		rounds_unchecked++;
+	} else {
+		check_kernel(false);
+		rounds_checked++;
+	}
+	__atomic_store_n(&shm->pause, 0, __ATOMIC_RELEASE);
+	if (!rounds_checked && rounds_unchecked > 1)
+		fail("%u rounds, and in none all members came to rest within %u s",
+		     rounds_unchecked, REST_SECONDS);
 }
 
 /* Members that neither rest nor get on sleep on something that never comes. */
@@ -3078,6 +3116,8 @@ static void run_race(uint64_t seed, double end, uint64_t max_ops)
 		syscall(SYS_swapon, swap_path, 0);
 	if (!failed())
 		check_kernel(false);
+	printf("# rounds with all verified and the kernel checked %u, without %u\n",
+	       rounds_checked, rounds_unchecked);
 	if (failed()) {
 		report_failure("failed", seed, shm->ops);
 		print_recent(&shm->member[shm->failure.who]);
@@ -3091,32 +3131,47 @@ static const char * const vm_names[] = {
 	"thp_collapse_alloc", "ksm_swpin_copy",
 };
 
-#define NR_VM_NAMES		ARRAY_SIZE(vm_names)
+/* All of them in one kernel, some in another, none without contexts. */
+static const char * const cow_names[] = {
+	"walks", "tree_walks", "missed", "unfindable",
+};
 
-static void read_vmstat(long *values)
+#define NR_VM_NAMES		ARRAY_SIZE(vm_names)
+#define NR_NAMES		(NR_VM_NAMES + ARRAY_SIZE(cow_names))
+
+static const char *counter_name(uint32_t i)
+{
+	return i < NR_VM_NAMES ? vm_names[i] : cow_names[i - NR_VM_NAMES];
+}
+
+static void read_counters(long *values)
 {
 	uint32_t i;
 
-	for (i = 0; i < NR_VM_NAMES; i++)
-		values[i] = read_number("/proc/vmstat", vm_names[i]);
+	for (i = 0; i < NR_NAMES; i++)
+		values[i] = read_number(i < NR_VM_NAMES ? "/proc/vmstat" :
+					COW_DIR "stats", counter_name(i));
 }
 
 static void print_counters(const long *before)
 {
-	long after[NR_VM_NAMES];
+	long after[NR_NAMES];
 	uint32_t i;
 
-	read_vmstat(after);
-	printf("# ops %llu failed %llu forks %llu exits %llu verified %llu",
+	read_counters(after);
+	printf("# ops %llu failed %llu forks %llu exits %llu execs %llu",
 	       (unsigned long long)shm->ops, (unsigned long long)shm->failed,
 	       (unsigned long long)shm->forks, (unsigned long long)shm->exits,
-	       (unsigned long long)shm->verified);
-	printf(" disturbed %llu offlined %llu",
+	       (unsigned long long)shm->execs);
+	printf(" verified %llu disturbed %llu offlined %llu swapoffs %llu",
+	       (unsigned long long)shm->verified,
 	       (unsigned long long)shm->disturbed,
-	       (unsigned long long)shm->offlined);
-	for (i = 0; i < NR_VM_NAMES; i++)
+	       (unsigned long long)shm->offlined,
+	       (unsigned long long)shm->swapoffs);
+	for (i = 0; i < NR_NAMES; i++)
 		if (after[i] >= 0)
-			printf(" %s %ld", vm_names[i], after[i] - before[i]);
+			printf(" %s %ld", counter_name(i),
+			       after[i] - before[i]);
 	printf("\n");
 }
 
@@ -3399,7 +3454,7 @@ int main(int argc, char **argv)
 	const char *replay_path = NULL, *mode = "ordered";
 	bool race = false, system_wide = false, self_test = false;
 	bool offline = false, ok;
-	long vm_before[NR_VM_NAMES];
+	long before[NR_NAMES];
 	uint32_t left = 0, nr;
 	struct rlimit rlimit = { RLIM_INFINITY, RLIM_INFINITY };
 	struct op *ops;
@@ -3479,7 +3534,7 @@ int main(int argc, char **argv)
 	shm->forget = self_test;
 	printf("TAP version 13\n1..1\n");
 	look_around();
-	read_vmstat(vm_before);
+	read_counters(before);
 	if (system_wide)
 		start_ksm();
 	if (race)
@@ -3508,7 +3563,7 @@ int main(int argc, char **argv)
 	if (system_wide)
 		restore_ksm();
 	restore_huge_pages();
-	print_counters(vm_before);
+	print_counters(before);
 	ok = !failed();
 	if (self_test) {
 		ok = failed() && left && left <= 8;
