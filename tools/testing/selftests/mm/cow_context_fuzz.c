@@ -11,7 +11,7 @@
  *  - the content of pages: four words of each, which name who wrote it when;
  *    pages never written are zero, or show the file in private file mappings;
  *  - that what is unmapped, without permission, a guard page or beyond the end
- *    of the file faults;
+ *    of the file faults, and the rest is in /proc/self/maps as it should be;
  *  - that system calls fail when, and as, they have to.
  *
  * Besides the arena there are stacks that grow down, a heap whose end brk()
@@ -50,9 +50,13 @@
  *
  * Without --race one operation at a time is executed, in an order that only
  * depends on the seed. What fails is shrunk to few operations and written to
- * ./cow_context_fuzz.fail, which --replay repeats. With --race several members
- * run their own operations at once while others move, reclaim, read, split and
- * merge their pages; what fails there shows the last operations of that member.
+ * ./cow_context_fuzz.fail, with the arguments that matter; --replay repeats it.
+ * With --race several members run their own operations at once while others
+ * move, reclaim, read, split and merge their pages; what fails there shows the
+ * last operations of that member. Now and then all verify all of their pages and
+ * rest, and the kernel is asked for what it has counted and what it finds wrong.
+ * --replay FILE --disturb has the same others beside a sequence, and --seconds
+ * repeats it.
  * --offline also takes blocks of memory away and gives them back, which needs a
  * machine of one's own. Huge pages of hugetlb are left out then, since they do
  * not come back.
@@ -168,6 +172,7 @@
 #define NR_BLOCKS		64	/* of memory, those that exist */
 #define OFFLINE_SECONDS		10
 #define FAIL_FILE		"cow_context_fuzz.fail"
+#define ARGS_LINE		"# args:"
 
 /* What a page contains. */
 enum { NONE, ZERO, VALUE, CONTENT_OF_FILE };
@@ -292,6 +297,19 @@ struct shared {
 	struct failure failure;
 	struct member member[MAX_PROCS];
 };
+
+static struct {
+	uint64_t seed;
+	uint64_t seconds;
+	uint64_t max_ops;
+	uint64_t procs;
+	const char *replay;
+	bool race;
+	bool system;
+	bool offline;
+	bool self_test;
+	bool disturb;
+} options = { .procs = 8 };
 
 static struct shared *shm;
 static int shm_fd = -1;
@@ -710,8 +728,62 @@ static bool never_touched(uint32_t i)
 	return !(entry >> 62);
 }
 
+#define MAPPED			0x80
+
+/* MAPPED and the permissions of each page that is. */
+static bool read_maps(uint8_t *maps)
+{
+	unsigned long start, end, addr, base, size;
+	char line[512], perms[8];
+	uint32_t n, prot;
+	FILE *f;
+
+	f = fopen("/proc/self/maps", "re");
+	if (!f)
+		return false;
+	memset(maps, 0, ALL_PAGES);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx %7s", &start, &end, perms) != 3)
+			continue;
+		prot = (perms[0] == 'r' ? PROT_READ : 0) |
+			(perms[1] == 'w' ? PROT_WRITE : 0);
+		for (n = 0; n < NR_AREAS; n++) {
+			base = addr_in(me, areas[n].first);
+			size = areas[n].nr * PAGE;
+			addr = start > base ? start : base;
+			for (; addr < end && addr - base < size; addr += PAGE)
+				maps[areas[n].first + (addr - base) / PAGE] =
+					MAPPED | prot;
+		}
+	}
+	fclose(f);
+	return true;
+}
+
+/* Is everything mapped as the model says? */
+static void verify_maps(uint32_t first, uint32_t nr)
+{
+	static uint8_t maps[ALL_PAGES];
+	const struct page *p;
+	uint32_t i;
+
+	if (!read_maps(maps))
+		return;
+	for (i = first; i < first + nr; i++) {
+		p = &me->pages[i];
+		if (p->flags & F_UNKNOWN || (!me->heap && area_of(i) == IN_HEAP))
+			continue;
+		if (maps[i] == (p->kind == NONE ? 0 : MAPPED | p->prot))
+			continue;
+		fail("member %u page %u: in maps %#x, expected %s, permissions %u",
+		     my_slot, i, maps[i], kind_name(p), p->prot);
+		return;
+	}
+}
+
 static void verify(uint32_t first, uint32_t nr, uint32_t mode)
 {
+	const bool many = nr > 64;
 	uint32_t i;
 	uint64_t words[4];
 	uint64_t *w;
@@ -724,10 +796,12 @@ static void verify(uint32_t first, uint32_t nr, uint32_t mode)
 		     at_page, signal, kind_name(&me->pages[at_page]));
 		return;
 	}
+	if (many)
+		verify_maps(first, nr);
 	for (i = first; i < first + nr && !failed(); i++) {
 		struct page *p = &me->pages[i];
 
-		if (p->flags & F_UNKNOWN)
+		if (p->flags & F_UNKNOWN || (many && p->kind == NONE))
 			continue;
 		if (mode == VERIFY_PRESENT && p->kind == ZERO &&
 		    !dead_page(p) && never_touched(i))
@@ -1364,6 +1438,57 @@ static void split_huge(pid_t pid, unsigned long addr, uint32_t nr)
 	snprintf(text, sizeof(text), "%d,0x%lx,0x%lx", pid, addr,
 		 addr + nr * PAGE);
 	write_file("/sys/kernel/debug/split_huge_pages", text);
+}
+
+/* The whole system */
+
+static char swap_path[128];
+
+static void find_swap(void)
+{
+	char line[256];
+	FILE *f = fopen("/proc/swaps", "re");
+
+	if (f && fgets(line, sizeof(line), f) && fgets(line, sizeof(line), f))
+		sscanf(line, "%127s", swap_path);
+	if (f)
+		fclose(f);
+}
+
+/* Reads all that was swapped out. */
+static void swap_off_and_on(void)
+{
+	if (!swap_path[0] || syscall(SYS_swapoff, swap_path))
+		return;
+	add(&shm->swapoffs, 1);
+	syscall(SYS_swapon, swap_path, 0);
+}
+
+/* Marks the page idle in the bitmap of all, and reads what it says. */
+static void touch_idle_bitmap(pid_t pid, unsigned long addr)
+{
+	char path[40];
+	uint64_t entry = 0, bits;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (pread(fd, &entry, 8, addr / PAGE * 8) != 8)
+		entry = 0;
+	close(fd);
+	entry = entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+	if (!entry)
+		return;
+	fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	bits = ~0ULL;
+	if (pwrite(fd, &bits, 8, entry / 64 * 8) != 8 ||
+	    pread(fd, &bits, 8, entry / 64 * 8) != 8)
+		add(&shm->failed, 1);
+	close(fd);
 }
 
 /* Stacks, to the page below which they have been touched. */
@@ -2339,6 +2464,157 @@ static void member_loop(void)
 	_exit(0);
 }
 
+/* Disturbers: what they do to the members changes no content. */
+
+static void read_smaps(pid_t pid)
+{
+	char path[40], buffer[4096];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	while (read(fd, buffer, sizeof(buffer)) > 0)
+		;
+	close(fd);
+}
+
+/* Faults in what is not there. */
+static void read_pages(pid_t pid, unsigned long addr, uint32_t nr)
+{
+	int fd = open_mem(pid);
+	uint64_t words[4];
+
+	for (; fd >= 0 && nr; nr--, addr += PAGE) {
+		if (shm->pins)
+			pinned_words(pid, addr, words);
+		else
+			forced_words(fd, addr, words);
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
+static void on_alarm(int sig)
+{
+	(void)sig;
+}
+
+/*
+ * Takes a block of memory away, which moves all that is in it, and gives it
+ * back. What is pinned holds that up until a signal arrives; one that arrives
+ * while the write only waits for another restarts it.
+ */
+static void offline_block(uint64_t *rng)
+{
+	struct itimerval timer = { { 1, 0 }, { OFFLINE_SECONDS, 0 } };
+	struct sigaction sa = { .sa_handler = on_alarm };
+	char path[60];
+	bool away;
+	int tries;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%u/state",
+		 below(rng, NR_BLOCKS));
+	sigaction(SIGALRM, &sa, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	away = !write_file(path, "offline");
+	timer = (struct itimerval) {};
+	setitimer(ITIMER_REAL, &timer, NULL);
+	if (!away)
+		return;
+	add(&shm->offlined, 1);
+	for (tries = 0; write_file(path, "online"); tries++) {
+		if (tries == 20) {
+			fail("%s does not come back: %s", path,
+			     strerror(errno));
+			break;
+		}
+		usleep(100000);
+	}
+}
+
+static void disturb_system(uint64_t *rng, pid_t pid, unsigned long addr,
+			   uint32_t nr)
+{
+	uint32_t r = below(rng, 1000);
+
+	if (r < 400)
+		split_huge(pid, addr, nr);
+	else if (r < 950)
+		touch_idle_bitmap(pid, addr);
+	else if (r < 995)
+		write_file("/proc/sys/vm/compact_memory", "1");
+	else
+		swap_off_and_on();
+}
+
+static void disturb(uint64_t *rng)
+{
+	int slot = random_used_slot(rng);
+	pid_t pid = slot < 0 ? 0 : shm->member[slot].pid;
+	uint32_t first, nr, r = below(rng, 100);
+	unsigned long addr;
+	int area = IN_ARENA;
+
+	if (!pid || shm->pause) {
+		usleep(1000);
+		return;
+	}
+	/* reads make a stack grow; huge pages are few */
+	if ((r < 65 || r >= 84) && !below(rng, 4))
+		area = below(rng, 2) ? IN_STACKS : IN_HEAP;
+	random_range(rng, area, &first, &nr);
+	addr = addr_in(&shm->member[slot], first);
+	add(&shm->disturbed, 1);
+	if (shm->offline && !below(rng, 200))
+		offline_block(rng);
+	else if (r < 40)
+		move_to_node(pid, addr, nr, below(rng, shm->nodes));
+	else if (r < 55)
+		remote_advice(pid, addr, nr, MADV_PAGEOUT);
+	else if (r < 60)
+		remote_advice(pid, addr, nr, MADV_COLD);
+	else if (r < 65)
+		remote_advice(pid, addr, nr, MADV_COLLAPSE);
+	else if (r < 80)
+		read_pages(pid, addr, nr);
+	else if (r < 82)
+		clear_soft_dirty(pid);
+	else if (r < 84)
+		read_smaps(pid);
+	else if (shm->system)
+		disturb_system(rng, pid, addr, nr);
+}
+
+static void start_disturber(uint64_t rng)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		die("fork");
+	if (pid)
+		return;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (!stopped())
+		disturb(&rng);
+	_exit(0);
+}
+
+/* Disturbers end on their own; a swapoff may take a while. */
+static void wait_for_children(void)
+{
+	double deadline = now() + REPLY_SECONDS;
+	pid_t pid;
+
+	do {
+		pid = waitpid(-1, NULL, WNOHANG);
+		usleep(1000);
+	} while ((pid >= 0 || errno == EINTR) && now() < deadline);
+	if (pid >= 0)
+		fail("a disturber does not end");
+}
+
 /* The conductor */
 
 static double shrink_seconds = 60;
@@ -2539,21 +2815,27 @@ static void report_failure(const char *what, uint64_t seed, long nr)
 /* A new family executes @nr operations: does it fail? */
 static bool replay(const struct op *ops, uint32_t nr, uint32_t *failed_at)
 {
-	bool ret;
+	static uint32_t disturbers;
 	uint32_t i;
+	bool ret;
 
 	new_family();
+	for (i = 0; options.disturb && i < 2; i++)
+		start_disturber(options.seed + disturbers++);
 	for (i = 0; i < nr && !failed(); i++)
 		tell_op(&ops[i]);
 	if (failed_at)
 		*failed_at = i;
 	if (!failed())
 		verify_all();
+	shm->pause = 1;
 	if (!failed())
 		check_kernel(false);
 	ret = failed();
 	end_family();
-	return ret;
+	if (options.disturb)
+		wait_for_children();
+	return ret || failed();
 }
 
 static void print_op(FILE *f, const struct op *op)
@@ -2562,6 +2844,7 @@ static void print_op(FILE *f, const struct op *op)
 		op->a[0], op->a[1], op->a[2], op->a[3], op->a[4]);
 }
 
+/* With what it has to be repeated, too. */
 static void save(const struct op *ops, uint32_t nr, uint64_t seed,
 		 const char *text)
 {
@@ -2573,6 +2856,9 @@ static void save(const struct op *ops, uint32_t nr, uint64_t seed,
 		return;
 	}
 	fprintf(f, "# seed %llu: %s\n", (unsigned long long)seed, text);
+	fprintf(f, ARGS_LINE " --max-procs %u%s%s\n", shm->max_procs,
+		options.system ? " --system" : "",
+		options.self_test ? " --self-test" : "");
 	for (i = 0; i < nr; i++)
 		print_op(f, &ops[i]);
 	fclose(f);
@@ -2796,192 +3082,6 @@ static struct op *load(const char *path, uint32_t *nr)
 	return ops;
 }
 
-/* Disturbers: what they do to the members changes no content. */
-
-static char swap_path[128];
-
-static void find_swap(void)
-{
-	char line[256];
-	FILE *f = fopen("/proc/swaps", "re");
-
-	if (f && fgets(line, sizeof(line), f) && fgets(line, sizeof(line), f))
-		sscanf(line, "%127s", swap_path);
-	if (f)
-		fclose(f);
-}
-
-/* Marks the page idle in the bitmap of all, and reads what it says. */
-static void touch_idle_bitmap(pid_t pid, unsigned long addr)
-{
-	char path[40];
-	uint64_t entry = 0, bits;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	if (pread(fd, &entry, 8, addr / PAGE * 8) != 8)
-		entry = 0;
-	close(fd);
-	entry = entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
-	if (!entry)
-		return;
-	fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	bits = ~0ULL;
-	if (pwrite(fd, &bits, 8, entry / 64 * 8) != 8 ||
-	    pread(fd, &bits, 8, entry / 64 * 8) != 8)
-		add(&shm->failed, 1);
-	close(fd);
-}
-
-static void read_smaps(pid_t pid)
-{
-	char path[40], buffer[4096];
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	while (read(fd, buffer, sizeof(buffer)) > 0)
-		;
-	close(fd);
-}
-
-/* Faults in what is not there. */
-static void read_pages(pid_t pid, unsigned long addr, uint32_t nr)
-{
-	int fd = open_mem(pid);
-	uint64_t words[4];
-
-	for (; fd >= 0 && nr; nr--, addr += PAGE) {
-		if (shm->pins)
-			pinned_words(pid, addr, words);
-		else
-			forced_words(fd, addr, words);
-	}
-	if (fd >= 0)
-		close(fd);
-}
-
-static void on_alarm(int sig)
-{
-	(void)sig;
-}
-
-/*
- * Takes a block of memory away, which moves all that is in it, and gives it
- * back. What is pinned holds that up until a signal arrives; one that arrives
- * while the write only waits for another restarts it.
- */
-static void offline_block(uint64_t *rng)
-{
-	struct itimerval timer = { { 1, 0 }, { OFFLINE_SECONDS, 0 } };
-	struct sigaction sa = { .sa_handler = on_alarm };
-	char path[60];
-	bool away;
-	int tries;
-
-	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%u/state",
-		 below(rng, NR_BLOCKS));
-	sigaction(SIGALRM, &sa, NULL);
-	setitimer(ITIMER_REAL, &timer, NULL);
-	away = !write_file(path, "offline");
-	timer = (struct itimerval) {};
-	setitimer(ITIMER_REAL, &timer, NULL);
-	if (!away)
-		return;
-	add(&shm->offlined, 1);
-	for (tries = 0; write_file(path, "online"); tries++) {
-		if (tries == 20) {
-			fail("%s does not come back: %s", path,
-			     strerror(errno));
-			break;
-		}
-		usleep(100000);
-	}
-}
-
-/* Reads all that was swapped out. */
-static void swap_off_and_on(void)
-{
-	if (!swap_path[0] || syscall(SYS_swapoff, swap_path))
-		return;
-	add(&shm->swapoffs, 1);
-	syscall(SYS_swapon, swap_path, 0);
-}
-
-static void disturb_system(uint64_t *rng, pid_t pid, unsigned long addr,
-			   uint32_t nr)
-{
-	uint32_t r = below(rng, 1000);
-
-	if (r < 400)
-		split_huge(pid, addr, nr);
-	else if (r < 950)
-		touch_idle_bitmap(pid, addr);
-	else if (r < 995)
-		write_file("/proc/sys/vm/compact_memory", "1");
-	else
-		swap_off_and_on();
-}
-
-static void disturb(uint64_t *rng)
-{
-	int slot = random_used_slot(rng);
-	pid_t pid = slot < 0 ? 0 : shm->member[slot].pid;
-	uint32_t first, nr, r = below(rng, 100);
-	unsigned long addr;
-	int area = IN_ARENA;
-
-	if (!pid || shm->pause) {
-		usleep(1000);
-		return;
-	}
-	/* reads make a stack grow; huge pages are few */
-	if ((r < 65 || r >= 84) && !below(rng, 4))
-		area = below(rng, 2) ? IN_STACKS : IN_HEAP;
-	random_range(rng, area, &first, &nr);
-	addr = addr_in(&shm->member[slot], first);
-	add(&shm->disturbed, 1);
-	if (shm->offline && !below(rng, 200))
-		offline_block(rng);
-	else if (r < 40)
-		move_to_node(pid, addr, nr, below(rng, shm->nodes));
-	else if (r < 55)
-		remote_advice(pid, addr, nr, MADV_PAGEOUT);
-	else if (r < 60)
-		remote_advice(pid, addr, nr, MADV_COLD);
-	else if (r < 65)
-		remote_advice(pid, addr, nr, MADV_COLLAPSE);
-	else if (r < 80)
-		read_pages(pid, addr, nr);
-	else if (r < 82)
-		clear_soft_dirty(pid);
-	else if (r < 84)
-		read_smaps(pid);
-	else if (shm->system)
-		disturb_system(rng, pid, addr, nr);
-}
-
-static void start_disturber(uint64_t rng)
-{
-	pid_t pid = fork();
-
-	if (pid < 0)
-		die("fork");
-	if (pid)
-		return;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	while (!stopped())
-		disturb(&rng);
-	_exit(0);
-}
-
 static void check_deaths(void)
 {
 	uint32_t i;
@@ -3053,20 +3153,6 @@ static void check_progress(void)
 			fail("member %u (%d) does not get on", i, m->pid);
 		}
 	}
-}
-
-/* Disturbers end on their own; a swapoff may take a while. */
-static void wait_for_children(void)
-{
-	double deadline = now() + REPLY_SECONDS;
-	pid_t pid;
-
-	do {
-		pid = waitpid(-1, NULL, WNOHANG);
-		usleep(1000);
-	} while ((pid >= 0 || errno == EINTR) && now() < deadline);
-	if (pid >= 0)
-		fail("a disturber does not end");
 }
 
 static void print_recent(const struct member *m)
@@ -3430,36 +3516,89 @@ static void show_help(void)
 {
 	fprintf(stderr,
 		"usage: cow_context_fuzz [--seed S] [--seconds N] [--ops N] [--race]\n"
-		"       [--system] [--offline] [--replay FILE] [--max-procs N] [--shrink-seconds N]\n"
-		"       [--self-test]\n");
+		"       [--system] [--offline] [--max-procs N] [--shrink-seconds N]\n"
+		"       [--replay FILE [--disturb]] [--self-test]\n");
 	exit(2);
 }
 
-static uint64_t argument(char **argv, int *i)
+static uint64_t number(const char *text)
 {
 	char *end;
 	uint64_t value;
 
-	if (!argv[++*i])
+	if (!text)
 		show_help();
-	value = strtoull(argv[*i], &end, 0);
-	if (*end || end == argv[*i])
+	value = strtoull(text, &end, 0);
+	if (*end || end == text)
 		show_help();
 	return value;
 }
 
+static void parse(char **argv);
+
+/* The arguments that the sequence in the file was found with. */
+static void parse_file(const char *path)
+{
+	char *argv[16], line[256], *rest;
+	FILE *f = fopen(path, "re");
+	uint32_t n;
+
+	if (!f)
+		die(path);
+	while (fgets(line, sizeof(line), f)) {
+		if (strncmp(line, ARGS_LINE, strlen(ARGS_LINE)))
+			continue;
+		rest = line + strlen(ARGS_LINE);
+		for (n = 0; n < ARRAY_SIZE(argv) - 1; n++) {
+			argv[n] = strtok_r(rest, "\n ", &rest);
+			if (!argv[n])
+				break;
+		}
+		argv[n] = NULL;
+		parse(argv);
+	}
+	fclose(f);
+}
+
+static void parse(char **argv)
+{
+	for (; *argv; argv++) {
+		if (!strcmp(*argv, "--seed"))
+			options.seed = number(*++argv);
+		else if (!strcmp(*argv, "--seconds"))
+			options.seconds = number(*++argv);
+		else if (!strcmp(*argv, "--ops"))
+			options.max_ops = number(*++argv);
+		else if (!strcmp(*argv, "--max-procs"))
+			options.procs = number(*++argv);
+		else if (!strcmp(*argv, "--shrink-seconds"))
+			shrink_seconds = number(*++argv);
+		else if (!strcmp(*argv, "--race"))
+			options.race = true;
+		else if (!strcmp(*argv, "--system"))
+			options.system = true;
+		else if (!strcmp(*argv, "--offline"))
+			options.offline = true;
+		else if (!strcmp(*argv, "--self-test"))
+			options.self_test = true;
+		else if (!strcmp(*argv, "--disturb"))
+			options.disturb = true;
+		else if (!strcmp(*argv, "--replay") && argv[1])
+			options.replay = *++argv;
+		else
+			show_help();
+	}
+}
+
 int main(int argc, char **argv)
 {
-	uint64_t seed = 0, max_ops = 0, seconds = 0, procs = 8;
-	const char *replay_path = NULL, *mode = "ordered";
-	bool race = false, system_wide = false, self_test = false;
-	bool offline = false, ok;
+	struct rlimit rlimit = { RLIM_INFINITY, RLIM_INFINITY };
+	const char *mode = "ordered";
 	long before[NR_NAMES];
 	uint32_t left = 0, nr;
-	struct rlimit rlimit = { RLIM_INFINITY, RLIM_INFINITY };
 	struct op *ops;
+	bool repeat, ok;
 	double end;
-	int i;
 
 	/* the break is for the members: malloc() has to use mmap() */
 	mallopt(M_MMAP_THRESHOLD, 0);
@@ -3482,39 +3621,24 @@ int main(int argc, char **argv)
 			acknowledge(me);
 		member_loop();
 	}
-	if (syscall(SYS_getrandom, &seed, 4, 0) != 4)
-		seed = time(NULL);
-	for (i = 1; i < argc; i++) {
-		if (!strcmp(argv[i], "--seed"))
-			seed = argument(argv, &i);
-		else if (!strcmp(argv[i], "--seconds"))
-			seconds = argument(argv, &i);
-		else if (!strcmp(argv[i], "--ops"))
-			max_ops = argument(argv, &i);
-		else if (!strcmp(argv[i], "--max-procs"))
-			procs = argument(argv, &i);
-		else if (!strcmp(argv[i], "--shrink-seconds"))
-			shrink_seconds = argument(argv, &i);
-		else if (!strcmp(argv[i], "--race"))
-			race = true;
-		else if (!strcmp(argv[i], "--system"))
-			system_wide = true;
-		else if (!strcmp(argv[i], "--offline"))
-			offline = true;
-		else if (!strcmp(argv[i], "--self-test"))
-			self_test = true;
-		else if (!strcmp(argv[i], "--replay") && argv[i + 1])
-			replay_path = argv[++i];
-		else
-			show_help();
+	if (syscall(SYS_getrandom, &options.seed, 4, 0) != 4)
+		options.seed = time(NULL);
+	parse(argv + 1);
+	/* what was given now comes last, and overrides */
+	if (options.replay) {
+		parse_file(options.replay);
+		parse(argv + 1);
 	}
-	if (procs < 1 || procs > MAX_PROCS || (race && self_test) ||
-	    (offline && !race))
+	repeat = options.replay && options.seconds;
+	if (options.procs < 1 || options.procs > MAX_PROCS ||
+	    (options.race && (options.self_test || options.replay)) ||
+	    (options.offline && !options.race) ||
+	    (options.disturb && !options.replay))
 		show_help();
-	if (!seconds)
-		seconds = max_ops ? UINT32_MAX : 20;
-	if (!max_ops)
-		max_ops = UINT64_MAX;
+	if (!options.seconds)
+		options.seconds = options.max_ops ? UINT32_MAX : 20;
+	if (!options.max_ops)
+		options.max_ops = UINT64_MAX;
 
 	/* members end unnoticed, orphans too */
 	signal(SIGCHLD, SIG_IGN);
@@ -3528,51 +3652,54 @@ int main(int argc, char **argv)
 	make_shared();
 	map_shared();
 	shm->conductor = getpid();
-	shm->system = system_wide;
-	shm->offline = offline;
-	shm->max_procs = procs;
-	shm->forget = self_test;
+	shm->system = options.system;
+	shm->offline = options.offline;
+	shm->max_procs = options.procs;
+	shm->forget = options.self_test;
 	printf("TAP version 13\n1..1\n");
 	look_around();
 	read_counters(before);
-	if (system_wide)
+	if (options.system)
 		start_ksm();
-	if (race)
+	if (options.race)
 		mode = "race";
-	if (replay_path)
+	if (options.replay)
 		mode = "replay";
 	printf("# %s, seed %llu, %u members, %u nodes, guard pages %u%s\n",
-	       mode, (unsigned long long)seed, shm->max_procs, shm->nodes,
-	       shm->guards, system_wide ? ", system" : "");
+	       mode, (unsigned long long)options.seed, shm->max_procs, shm->nodes,
+	       shm->guards, options.system ? ", system" : "");
 	fflush(stdout);
 
 	check_kernel(true);
-	end = now() + seconds;
+	end = now() + options.seconds;
 	if (failed()) {
-		report_failure("failed", seed, 0);
-	} else if (replay_path) {
-		ops = load(replay_path, &nr);
-		if (replay(ops, nr, &left))
-			report_failure("failed", seed, left);
+		report_failure("failed", options.seed, 0);
+	} else if (options.replay) {
+		ops = load(options.replay, &nr);
+		do
+			replay(ops, nr, &left);
+		while (repeat && !failed() && now() < end);
+		if (failed())
+			report_failure("failed", options.seed, left);
 		free(ops);
-	} else if (race) {
-		run_race(seed, end, max_ops);
+	} else if (options.race) {
+		run_race(options.seed, end, options.max_ops);
 	} else {
-		left = run_ordered(seed, end, max_ops);
+		left = run_ordered(options.seed, end, options.max_ops);
 	}
-	if (system_wide)
+	if (options.system)
 		restore_ksm();
 	restore_huge_pages();
 	print_counters(before);
 	ok = !failed();
-	if (self_test) {
+	if (options.self_test) {
 		ok = failed() && left && left <= 8;
 		printf("%sok 1 self-test: %s, %u operations left\n",
 		       ok ? "" : "not ", failed() ? "detected" : "undetected",
 		       left);
 	} else {
 		printf("%sok 1 cow_context_fuzz %s seed %llu\n",
-		       ok ? "" : "not ", mode, (unsigned long long)seed);
+		       ok ? "" : "not ", mode, (unsigned long long)options.seed);
 	}
 	return ok ? 0 : 1;
 }
