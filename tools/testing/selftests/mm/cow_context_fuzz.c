@@ -45,8 +45,12 @@
  *    force make it part of the stack, and the kernel complains about others.
  *    mincore() knows.
  *  - brk() that fails does not move the break. malloc() must not use it.
+ *  - A hint to mmap() may be ignored, which is undone. mremap() without a
+ *    fixed address may move to anywhere, and a second one moves on from there.
  *  - Other advice (cold, pageout, collapse, mergeable, populate ...) changes
  *    no content, whatever it returns.
+ *  - MADV_SOFT_OFFLINE, only with --system, takes a page away until the next
+ *    boot: SOFT_MAX of them at most.
  *
  * Without --race one operation at a time is executed, in an order that only
  * depends on the seed. What fails is shrunk to few operations and written to
@@ -94,6 +98,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE	0x100000
+#endif
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP	4
 #endif
@@ -114,6 +121,9 @@
 #endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE		25
+#endif
+#ifndef MADV_SOFT_OFFLINE
+#define MADV_SOFT_OFFLINE	101
 #endif
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL	102
@@ -171,6 +181,8 @@
 #define REST_SECONDS		60
 #define NR_BLOCKS		64	/* of memory, those that exist */
 #define OFFLINE_SECONDS		10
+#define SOFT_MAX		1024	/* pages taken away by one run */
+#define SOFT_FAMILY		64	/* and of one family */
 #define FAIL_FILE		"cow_context_fuzz.fail"
 #define ARGS_LINE		"# args:"
 
@@ -203,6 +215,7 @@ enum op_code {
 	OP_DONTUNMAP, OP_MADVISE, OP_MLOCK, OP_MUNLOCK, OP_SOFT_DIRTY,
 	OP_MOVE_PAGES, OP_REMOTE, OP_UFFD_MOVE, OP_SPLIT, OP_COMPACT,
 	OP_MMAP_STACK, OP_GROW, OP_BRK, OP_MMAP_HUGE, OP_PIN, OP_UNPIN,
+	OP_MMAP_HINT, OP_MMAP_NOREPLACE, OP_MAYMOVE, OP_SWAPOFF, OP_IDLE,
 	NR_OPS
 };
 
@@ -236,6 +249,11 @@ static const char * const op_names[NR_OPS] = {
 	[OP_MMAP_HUGE]	= "mmap_huge",
 	[OP_PIN]	= "pin",
 	[OP_UNPIN]	= "unpin",
+	[OP_MMAP_HINT]	= "mmap_hint",
+	[OP_MMAP_NOREPLACE] = "mmap_noreplace",
+	[OP_MAYMOVE]	= "mremap_maymove",
+	[OP_SWAPOFF]	= "swapoff",
+	[OP_IDLE]	= "idle",
 };
 
 struct op {
@@ -294,6 +312,9 @@ struct shared {
 	uint64_t disturbed;
 	uint64_t offlined;
 	uint64_t swapoffs;
+	uint64_t soft_offlined;
+	int32_t soft_left;
+	char swap_path[128];
 	struct failure failure;
 	struct member member[MAX_PROCS];
 };
@@ -959,6 +980,26 @@ static void write_pages(uint32_t first, uint32_t nr, uint32_t mode,
 	}
 }
 
+/* Pins that last */
+
+static int ring_register(uint32_t what, void *arg, uint32_t nr)
+{
+	return syscall(__NR_io_uring_register, ring_fd, what, arg, nr);
+}
+
+static int new_ring(void)
+{
+	uint32_t params[30] = { 0 };	/* struct io_uring_params */
+
+	return syscall(__NR_io_uring_setup, 1, params);
+}
+
+static void do_unpin(void)
+{
+	if (ring_fd >= 0 && ring_register(1, NULL, 0))
+		add(&shm->failed, 1);
+}
+
 /* System calls and what they do to the model */
 
 static bool for_want_of_memory(int error)
@@ -990,16 +1031,25 @@ static bool as_predicted(const char *what, int got, int predicted,
 #define MAP_POPULATED		1
 #define MAP_HUGE_PAGES		2
 #define MAP_STACKS		4
+#define MAP_AT_HINT		8
+#define MAP_NOREPLACE		16
 
 /* Anonymous memory, or the file @from a page on. */
 static void do_mmap(uint32_t first, uint32_t nr, int prot, int how, int from)
 {
 	struct page *row = me->pages;
-	int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
-	int error = 0;
+	bool used = any_mapped(&row[first], nr);
+	int flags = MAP_PRIVATE | MAP_NORESERVE;
+	int error = 0, predicted = 0;
 	uint32_t i;
 	void *p;
 
+	if (how & MAP_NOREPLACE)
+		flags |= MAP_FIXED_NOREPLACE;
+	else if (!(how & MAP_AT_HINT))
+		flags |= MAP_FIXED;
+	if (how & MAP_NOREPLACE && used)
+		predicted = EEXIST;
 	if (how & MAP_POPULATED)
 		flags |= MAP_POPULATE;
 	if (how & MAP_STACKS)
@@ -1010,9 +1060,20 @@ static void do_mmap(uint32_t first, uint32_t nr, int prot, int how, int from)
 	else
 		p = mmap(page_addr(first), nr * PAGE, prot, flags, file_fd,
 			 from * PAGE);
-	if (p == MAP_FAILED)
+	if (p == MAP_FAILED) {
 		error = errno;
-	if (!as_predicted("mmap", error, 0, first, nr))
+	} else if (p != page_addr(first)) {
+		munmap(p, nr * PAGE);
+		if (!(how & MAP_AT_HINT))
+			fail("member %u: mmap of %u pages at page %u: at %p",
+			     my_slot, nr, first, p);
+		return;
+	} else if (how & MAP_AT_HINT && used) {
+		fail("member %u: mmap of %u pages at page %u: a hint replaced what was there",
+		     my_slot, nr, first);
+		return;
+	}
+	if (!as_predicted("mmap", error, predicted, first, nr) || error)
 		return;
 	if (how & MAP_HUGE_PAGES)
 		madvise(p, nr * PAGE, MADV_HUGEPAGE);
@@ -1065,16 +1126,21 @@ static void move_page(struct page *to, struct page *from)
 	set_unmapped(from);
 }
 
-/* In place, to @new_nr pages. */
-static void do_resize(uint32_t first, uint32_t nr, uint32_t new_nr)
+/* What is appended to the mapping of @like, which begins @i pages before. */
+static void extend(struct page *p, const struct page *like, uint32_t i)
 {
-	struct page *row = me->pages;
-	struct page *p = &row[first];
-	int error = 0;
+	*p = *like;
+	p->index += i;
+	p->flags &= F_VMA;
+	drop_content(p);
+}
+
+/* mremap() returned the same address, or @error. */
+static void resized(uint32_t first, uint32_t nr, uint32_t new_nr, int error)
+{
+	struct page *p = &me->pages[first];
 	uint32_t i;
 
-	if (mremap(page_addr(first), nr * PAGE, new_nr * PAGE, 0) == MAP_FAILED)
-		error = errno;
 	if (p->kind == NONE) {
 		as_predicted("mremap", error, EFAULT, first, nr);
 		return;
@@ -1099,12 +1165,61 @@ static void do_resize(uint32_t first, uint32_t nr, uint32_t new_nr)
 		     my_slot, first, nr, new_nr);
 		return;
 	}
-	for (i = nr; i < new_nr; i++) {
-		p[i] = *p;
-		p[i].index = p->index + i;
-		p[i].flags &= F_VMA;
-		drop_content(&p[i]);
+	for (i = nr; i < new_nr; i++)
+		extend(&p[i], p, i);
+}
+
+/* In place, to @new_nr pages. */
+static void do_resize(uint32_t first, uint32_t nr, uint32_t new_nr)
+{
+	void *p = mremap(page_addr(first), nr * PAGE, new_nr * PAGE, 0);
+
+	resized(first, nr, new_nr, p == MAP_FAILED ? errno : 0);
+}
+
+/*
+ * In place, or where the kernel likes; from there it goes on to page @to. No
+ * pages at all are refused: a private mapping is not to be had twice.
+ */
+static void do_maymove(uint32_t first, uint32_t nr, uint32_t to,
+		       uint32_t new_nr)
+{
+	static struct page moved[NR_PAGES];
+	struct page *row = me->pages;
+	int error = 0;
+	uint32_t i;
+	void *p;
+
+	p = mremap(page_addr(first), nr * PAGE, new_nr * PAGE, MREMAP_MAYMOVE);
+	if (p == MAP_FAILED)
+		error = errno;
+	if (!nr) {
+		as_predicted("mremap", error, row[first].kind == NONE ?
+			     EFAULT : EINVAL, first, nr);
+		return;
 	}
+	if (error || p == page_addr(first)) {
+		resized(first, nr, new_nr, error);
+		return;
+	}
+	if (new_nr <= nr || !one_vma(&row[first], nr)) {
+		fail("member %u: mremap of page %u from %u to %u pages moved it",
+		     my_slot, first, nr, new_nr);
+		return;
+	}
+	memcpy(moved, &row[first], nr * sizeof(*moved));
+	for (i = first; i < first + nr; i++)
+		set_unmapped(&row[i]);
+	if (mremap(p, new_nr * PAGE, new_nr * PAGE, MREMAP_MAYMOVE |
+		   MREMAP_FIXED, page_addr(to)) == MAP_FAILED) {
+		error = errno;
+		munmap(p, new_nr * PAGE);
+		as_predicted("second mremap", error, 0, to, new_nr);
+		return;
+	}
+	memcpy(&row[to], moved, nr * sizeof(*moved));
+	for (i = nr; i < new_nr; i++)
+		extend(&row[to + i], &row[to], i);
 }
 
 /* To another place, with another size maybe. */
@@ -1153,7 +1268,6 @@ static void do_move(uint32_t first, uint32_t nr, uint32_t to, uint32_t new_nr,
 		return;
 	}
 	like = row[first];
-	like.flags &= F_VMA;
 	locked = keep && any_flag(&row[first], nr, F_LOCKED);
 	for (i = 0; i < copied; i++) {
 		/* between VMAs nothing is moved, and nothing unmapped */
@@ -1170,11 +1284,8 @@ static void do_move(uint32_t first, uint32_t nr, uint32_t to, uint32_t new_nr,
 	}
 	for (i = new_nr; i < nr; i++)
 		set_unmapped(&row[first + i]);
-	for (i = copied; i < new_nr; i++) {
-		row[to + i] = like;
-		row[to + i].index = like.index + i;
-		drop_content(&row[to + i]);
-	}
+	for (i = copied; i < new_nr; i++)
+		extend(&row[to + i], &like, i);
 	if (locked)
 		reread_maps(areas[area_of(first)].first,
 			    areas[area_of(first)].nr, true);
@@ -1252,13 +1363,74 @@ static int advise_range(uint32_t first, uint32_t nr, int advice, bool commit)
 	return hole;
 }
 
+/* Of a page that is mapped; 0: does not say. */
+static uint64_t page_frame(pid_t pid, unsigned long addr)
+{
+	uint64_t entry = 0;
+	char path[40];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &entry, 8, addr / PAGE * 8) != 8)
+		entry = 0;
+	close(fd);
+	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
+#define HUGE_FLAGS		0x420000UL	/* KPF_HUGE and KPF_THP */
+
+/*
+ * Moves what is in one small page elsewhere; nobody gets that page any more, so
+ * there are not many of them.
+ */
+static void soft_offline(uint32_t i)
+{
+	const struct page *p = &me->pages[i];
+	uint64_t frame, flags = HUGE_FLAGS;
+	int fd;
+
+	if (!shm->system || shm->offline || area_of(i) == IN_HUGE ||
+	    p->kind != VALUE || p->flags & (F_MAYBE | F_UNKNOWN))
+		return;
+	if (shm->soft_left < 1 || shm->soft_offlined >= SOFT_MAX)
+		return;
+	do_unpin();
+	frame = page_frame(getpid(), addr_in(me, i));
+	fd = frame ? open("/proc/kpageflags", O_RDONLY | O_CLOEXEC) : -1;
+	if (fd < 0)
+		return;
+	if (pread(fd, &flags, 8, frame * 8) != 8)
+		flags = HUGE_FLAGS;
+	close(fd);
+	if (flags & HUGE_FLAGS)
+		return;
+	if (madvise(page_addr(i), PAGE, MADV_SOFT_OFFLINE)) {
+		add(&shm->failed, 1);
+		return;
+	}
+	add(&shm->soft_offlined, 1);
+	__atomic_fetch_sub(&shm->soft_left, 1, __ATOMIC_RELAXED);
+}
+
 static void do_madvise(uint32_t first, uint32_t nr, int advice)
 {
 	int predicted = -advise_range(first, nr, advice, false);
 	int error;
 
+	if (advice == MADV_SOFT_OFFLINE) {
+		soft_offline(first);
+		return;
+	}
 	error = madvise(page_addr(first), nr * PAGE, advice) ? errno : 0;
 	switch (advice) {
+	case MADV_NORMAL:
+	case MADV_RANDOM:
+	case MADV_SEQUENTIAL:
+	case MADV_DONTDUMP:
+	case MADV_DODUMP:
 	case MADV_DONTNEED:
 	case MADV_DONTNEED_LOCKED:
 	case MADV_FREE:
@@ -1442,15 +1614,13 @@ static void split_huge(pid_t pid, unsigned long addr, uint32_t nr)
 
 /* The whole system */
 
-static char swap_path[128];
-
 static void find_swap(void)
 {
 	char line[256];
 	FILE *f = fopen("/proc/swaps", "re");
 
 	if (f && fgets(line, sizeof(line), f) && fgets(line, sizeof(line), f))
-		sscanf(line, "%127s", swap_path);
+		sscanf(line, "%127s", shm->swap_path);
 	if (f)
 		fclose(f);
 }
@@ -1458,33 +1628,24 @@ static void find_swap(void)
 /* Reads all that was swapped out. */
 static void swap_off_and_on(void)
 {
-	if (!swap_path[0] || syscall(SYS_swapoff, swap_path))
+	if (!shm->system || !shm->swap_path[0] ||
+	    syscall(SYS_swapoff, shm->swap_path))
 		return;
 	add(&shm->swapoffs, 1);
-	syscall(SYS_swapon, swap_path, 0);
+	syscall(SYS_swapon, shm->swap_path, 0);
 }
 
 /* Marks the page idle in the bitmap of all, and reads what it says. */
 static void touch_idle_bitmap(pid_t pid, unsigned long addr)
 {
-	char path[40];
-	uint64_t entry = 0, bits;
+	uint64_t bits = ~0ULL, entry = page_frame(pid, addr);
 	int fd;
 
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	if (pread(fd, &entry, 8, addr / PAGE * 8) != 8)
-		entry = 0;
-	close(fd);
-	entry = entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
 	if (!entry)
 		return;
 	fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return;
-	bits = ~0ULL;
 	if (pwrite(fd, &bits, 8, entry / 64 * 8) != 8 ||
 	    pread(fd, &bits, 8, entry / 64 * 8) != 8)
 		add(&shm->failed, 1);
@@ -1675,26 +1836,6 @@ static void do_mmap_huge(uint32_t first, uint32_t nr, int prot, uint32_t id)
 	}
 }
 
-/* Pins that last */
-
-static int ring_register(uint32_t what, void *arg, uint32_t nr)
-{
-	return syscall(__NR_io_uring_register, ring_fd, what, arg, nr);
-}
-
-static int new_ring(void)
-{
-	uint32_t params[30] = { 0 };	/* struct io_uring_params */
-
-	return syscall(__NR_io_uring_setup, 1, params);
-}
-
-static void do_unpin(void)
-{
-	if (ring_fd >= 0 && ring_register(1, NULL, 0))
-		add(&shm->failed, 1);
-}
-
 /* To write to them: all have to be writable. No content changes. */
 static void do_pin(uint32_t first, uint32_t nr)
 {
@@ -1864,7 +2005,7 @@ static void execute(struct op *op)
 	current_op = op;
 	add(&shm->ops, 1);
 	if (op->code == OP_MOVE_PAGES || op->code == OP_REMOTE ||
-	    op->code == OP_SPLIT) {
+	    op->code == OP_SPLIT || op->code == OP_IDLE) {
 		other = &shm->member[a[3] % MAX_PROCS];
 		if (__atomic_load_n(&other->used, __ATOMIC_ACQUIRE))
 			pid = other->pid;
@@ -1959,6 +2100,22 @@ static void execute(struct op *op)
 	case OP_UNPIN:
 		do_unpin();
 		break;
+	case OP_MMAP_HINT:
+		do_mmap(a[0], a[1], a[2], a[3] | MAP_AT_HINT, -1);
+		break;
+	case OP_MMAP_NOREPLACE:
+		do_mmap(a[0], a[1], a[2], a[3] | MAP_NOREPLACE, -1);
+		break;
+	case OP_MAYMOVE:
+		do_maymove(a[0], a[1], a[2], a[3]);
+		break;
+	case OP_SWAPOFF:
+		swap_off_and_on();
+		break;
+	case OP_IDLE:
+		if (shm->system)
+			touch_idle_bitmap(pid, addr);
+		break;
 	}
 }
 
@@ -1970,7 +2127,7 @@ struct choice {
 };
 
 static const struct choice codes[] = {
-	{ OP_FORK, 60 },	{ OP_EXIT, 60 },	{ OP_EXEC, 2 },
+	{ OP_FORK, 60 },	{ OP_EXIT, 60 },	{ OP_EXEC, 6 },
 	{ OP_WRITE, 240 },	{ OP_VERIFY, 90 },	{ OP_PEEK, 30 },
 	{ OP_MMAP, 45 },	{ OP_MMAP_FILE, 12 },	{ OP_MUNMAP, 15 },
 	{ OP_MPROTECT, 45 },	{ OP_RESIZE, 25 },	{ OP_MOVE, 80 },
@@ -1979,7 +2136,8 @@ static const struct choice codes[] = {
 	{ OP_REMOTE, 30 },	{ OP_UFFD_MOVE, 25 },	{ OP_SPLIT, 15 },
 	{ OP_COMPACT, 1 },	{ OP_MMAP_STACK, 15 },	{ OP_GROW, 45 },
 	{ OP_BRK, 30 },		{ OP_MMAP_HUGE, 20 },	{ OP_PIN, 15 },
-	{ OP_UNPIN, 6 },
+	{ OP_UNPIN, 6 },	{ OP_MMAP_HINT, 20 },	{ OP_MMAP_NOREPLACE, 15 },
+	{ OP_MAYMOVE, 40 },	{ OP_SWAPOFF, 2 },	{ OP_IDLE, 15 },
 };
 
 #define ALSO(area)		(1 << IN_##area)
@@ -2003,6 +2161,7 @@ static const uint8_t also_in[NR_OPS] = {
 	[OP_REMOTE]	= ALSO_SMALL,
 	[OP_SPLIT]	= ALSO_SMALL,
 	[OP_PIN]	= ALSO(HEAP),
+	[OP_IDLE]	= ALSO_SMALL,
 };
 
 static const struct choice advices[] = {
@@ -2015,7 +2174,10 @@ static const struct choice advices[] = {
 	{ MADV_GUARD_INSTALL, 15 },	{ MADV_GUARD_REMOVE, 20 },
 	{ MADV_WIPEONFORK, 8 },		{ MADV_KEEPONFORK, 10 },
 	{ MADV_DONTFORK, 8 },		{ MADV_DOFORK, 12 },
-	{ MADV_WILLNEED, 4 },
+	{ MADV_WILLNEED, 4 },		{ MADV_NORMAL, 8 },
+	{ MADV_RANDOM, 5 },		{ MADV_SEQUENTIAL, 4 },
+	{ MADV_DONTDUMP, 6 },		{ MADV_DODUMP, 9 },
+	{ MADV_SOFT_OFFLINE, 3 },
 };
 
 /*
@@ -2141,6 +2303,23 @@ static void before_hole(const struct member *m, uint32_t *a)
 	a[2] = i - start;
 }
 
+/* Changes the range to one that is not mapped, if there is one. */
+static void into_hole(const struct member *m, uint32_t *a)
+{
+	const struct page *row = m->pages;
+	uint32_t i, end;
+
+	for (i = a[0]; i < NR_PAGES && row[i].kind != NONE; i++)
+		;
+	if (i == NR_PAGES)
+		return;
+	for (end = i; end < NR_PAGES && end - i < a[1]; end++)
+		if (row[end].kind != NONE)
+			break;
+	a[0] = i;
+	a[1] = end - i;
+}
+
 /* A page below a stack, often where it comes near to what is below. */
 static bool below_stack(uint64_t *rng, const struct member *m, uint32_t *a)
 {
@@ -2217,6 +2396,20 @@ static bool fit_huge(uint64_t *rng, const struct member *m, struct op *op)
 	return true;
 }
 
+/* One page to be moved away from. */
+static bool find_written(const struct member *m, uint32_t *a)
+{
+	const struct area *area = &areas[area_of(a[0])];
+	uint32_t i;
+
+	for (i = a[0]; i < area->first + area->nr; i++)
+		if (m->pages[i].kind == VALUE)
+			break;
+	a[0] = i;
+	a[1] = 1;
+	return shm->system && !shm->offline && i < area->first + area->nr;
+}
+
 /* An operation for @who; false when this one does not make sense. */
 static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 {
@@ -2281,8 +2474,10 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 	case OP_MOVE_PAGES:
 	case OP_REMOTE:
 	case OP_SPLIT:
+	case OP_IDLE:
 		slot = random_used_slot(rng);
-		if (slot < 0 || (op->code == OP_SPLIT && !shm->system))
+		if (slot < 0 || (!shm->system && (op->code == OP_SPLIT ||
+						  op->code == OP_IDLE)))
 			return false;
 		a[3] = slot;
 		if (op->code == OP_PEEK)
@@ -2301,6 +2496,13 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 			    a[0] + a[1] > area->first + area->nr)
 				return false;
 		}
+		a[2] = random_prot(rng);
+		a[3] = below(rng, 4);
+		break;
+	case OP_MMAP_HINT:
+	case OP_MMAP_NOREPLACE:
+		if (below(rng, 4))
+			into_hole(m, a);
 		a[2] = random_prot(rng);
 		a[3] = below(rng, 4);
 		break;
@@ -2370,6 +2572,15 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 		if (a[3] == PMD_PAGES && below(rng, 4))
 			a[2] -= a[2] % PMD_PAGES;
 		break;
+	case OP_MAYMOVE:
+		a[3] = 1 + below(rng, a[1] * 2);
+		if (below(rng, 4))
+			a[3] = a[1] + 1 + below(rng, 16);
+		a[2] = below(rng, NR_PAGES - a[3] + 1);
+		if (!below(rng, 16))
+			a[1] = 0;
+		/* or it grows in place, out of the arena */
+		return a[0] + a[3] <= NR_PAGES;
 	case OP_UFFD_MOVE:
 		/* within one mapping each, and nothing shared */
 		if (below(rng, 4))
@@ -2387,10 +2598,17 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 		if (!shm->guards && (a[2] == MADV_GUARD_INSTALL ||
 				     a[2] == MADV_GUARD_REMOVE))
 			return false;
+		if (a[2] == MADV_SOFT_OFFLINE)
+			return find_written(m, a);
 		break;
 	case OP_MLOCK:
 		a[2] = below(rng, 2);
 		break;
+	case OP_SWAPOFF:
+		/* racing, the disturbers do that */
+		if (shm->race)
+			return false;
+		fallthrough;
 	case OP_COMPACT:
 		if (!shm->system)
 			return false;
@@ -2735,6 +2953,7 @@ static void new_family(void)
 	memset(&shm->failure, 0, sizeof(shm->failure));
 	shm->stop = 0;
 	shm->pause = 0;
+	shm->soft_left = SOFT_FAMILY;
 }
 
 /* One number of a file of "name: value" lines; -1 when there is none. */
@@ -3177,8 +3396,6 @@ static void run_race(uint64_t seed, double end, uint64_t max_ops)
 	new_family();
 	shm->race = 1;
 	shm->pins = below(&rng, 2);
-	if (shm->system)
-		find_swap();
 	start_disturber(rnd(&rng));
 	start_disturber(rnd(&rng));
 	while (now() < end && shm->ops < max_ops && !failed()) {
@@ -3198,8 +3415,6 @@ static void run_race(uint64_t seed, double end, uint64_t max_ops)
 		check_paused();
 	end_family();
 	wait_for_children();
-	if (swap_path[0])
-		syscall(SYS_swapon, swap_path, 0);
 	if (!failed())
 		check_kernel(false);
 	printf("# rounds with all verified and the kernel checked %u, without %u\n",
@@ -3249,11 +3464,12 @@ static void print_counters(const long *before)
 	       (unsigned long long)shm->ops, (unsigned long long)shm->failed,
 	       (unsigned long long)shm->forks, (unsigned long long)shm->exits,
 	       (unsigned long long)shm->execs);
-	printf(" verified %llu disturbed %llu offlined %llu swapoffs %llu",
+	printf(" verified %llu disturbed %llu offlined %llu soft_offlined %llu",
 	       (unsigned long long)shm->verified,
 	       (unsigned long long)shm->disturbed,
 	       (unsigned long long)shm->offlined,
-	       (unsigned long long)shm->swapoffs);
+	       (unsigned long long)shm->soft_offlined);
+	printf(" swapoffs %llu", (unsigned long long)shm->swapoffs);
 	for (i = 0; i < NR_NAMES; i++)
 		if (after[i] >= 0)
 			printf(" %s %ld", counter_name(i),
@@ -3471,6 +3687,8 @@ static void look_around(void)
 	shm->stacks = have_stacks();
 	shm->rings = have_rings();
 	shm->huge = have_huge_pages();
+	if (shm->system)
+		find_swap();
 	if (!shm->heap)
 		printf("# brk is left out: it does not grow\n");
 	if (!shm->stacks)
@@ -3689,6 +3907,9 @@ int main(int argc, char **argv)
 	}
 	if (options.system)
 		restore_ksm();
+	/* who turned it off may have been killed */
+	if (shm->swap_path[0])
+		syscall(SYS_swapon, shm->swap_path, 0);
 	restore_huge_pages();
 	print_counters(before);
 	ok = !failed();
