@@ -67,7 +67,7 @@
  *
  * --self-test shows that the fuzzer can fail: the model forgets what
  * MADV_DONTNEED does, which has to be detected and shrunk to a few lines. Each
- * of 33 more rules, among them what fork() copies, what mremap() moves, what
+ * of 39 more rules, among them what fork() copies, what mremap() moves, what
  * brk() forgets and where a stack stops, has been left out of the model once,
  * which was noticed within 4000 operations.
  */
