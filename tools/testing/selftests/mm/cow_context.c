@@ -455,9 +455,10 @@ static long op_advise(char *addr, long nr, long advice, long c)
 	return madvise(addr, nr * page, advice) ? -errno : 0;
 }
 
+/* What is there: mlock() would copy what is shared. */
 static long op_lock(char *addr, long nr, long b, long c)
 {
-	return mlock(addr, nr * page);
+	return mlock2(addr, nr * page, MLOCK_ONFAULT);
 }
 
 static long op_unlock(char *addr, long nr, long b, long c)
@@ -1799,14 +1800,16 @@ static void *read_thread(void *arg)
 			continue;
 		reader.reads++;
 		reader.bad += value && value != content(1, i);
+		sched_yield();
 	}
 	return NULL;
 }
 
-/* Rounds without a collapse do not count. */
+/* A huge page, of which @nr small ones are used. Without a collapse no round. */
 static long op_collapse_loop(char *home, long nr, long away, long c)
 {
-	const size_t size = nr * page;
+	const long all = pmd_size / page;
+	const size_t size = pmd_size;
 	bool collapsed = false;
 	pthread_t thread;
 	long ret = -1;
@@ -1831,9 +1834,9 @@ static long op_collapse_loop(char *home, long nr, long away, long c)
 		if (pid < 0 || madvise(home, size, MADV_HUGEPAGE))
 			goto out;
 		collapsed = !madvise(home, size, MADV_COLLAPSE);
-		if (op_move(home, nr, away, 0) ||
+		if (op_move(home, all, away, 0) ||
 		    op_check((char *)away, nr, 1, 0) ||
-		    op_move((char *)away, nr, (long)home, 0) ||
+		    op_move((char *)away, all, (long)home, 0) ||
 		    op_check(home, nr, 1, 0) ||
 		    waitpid(pid, &status, 0) != pid || status)
 			goto out;
@@ -1850,6 +1853,7 @@ out:
 TEST_F_TIMEOUT(cow_context, collapse_race_migration, TEST_SECONDS)
 {
 	char *a = area(0), *b = area(1), *list[4 * PAGES];
+	const long used = 2 * PAGES;
 	static int status[4 * PAGES];
 	long pages = pmd_size / page, i;
 
@@ -1860,14 +1864,14 @@ TEST_F_TIMEOUT(cow_context, collapse_race_migration, TEST_SECONDS)
 	if (call(0, op_advise, a, pages, MADV_COLLAPSE, 0) == -EINVAL)
 		SKIP(return, "no MADV_COLLAPSE");
 
-	list_pages(list, a, 2 * PAGES);
-	list_pages(list + 2 * PAGES, b, 2 * PAGES);
+	list_pages(list, a, used);
+	list_pages(list + used, b, used);
 	start_race(ABOUT(MIGRATED) | ABOUT(WALKS));
-	OK(tell(0, op_collapse_loop, a, pages, (long)b, 0));
+	OK(tell(0, op_collapse_loop, a, used, (long)b, 0));
 	for (i = 0; other_racing(); i++) {
 		if (nr_nodes > 1)
-			move_list(member[0].pid, list, 4 * PAGES, nodes[i & 1], status);
-		mark_idle(0, i & 2 ? a : b, pages);
+			move_list(member[0].pid, list, 2 * used, nodes[i & 1], status);
+		mark_idle(0, i & 2 ? a : b, used);
 		/* A page that is isolated or locked is in the way of collapse. */
 		usleep(1000);
 	}
@@ -1877,7 +1881,7 @@ TEST_F_TIMEOUT(cow_context, collapse_race_migration, TEST_SECONDS)
 	/* Once more in peace. */
 	OK(call(0, op_advise, a, pages, MADV_COLLAPSE, 0));
 	ASSERT_TRUE(call(0, op_is_huge, a, 0, 0, 0));
-	CHECK(0, a, pages, 1);
+	CHECK(0, a, used, 1);
 	OK(fork_member(0, 1));
 	MOVE(1, a, pages, b, 0);
 	OK(migrate_all(0, a, pages));
@@ -1886,8 +1890,8 @@ TEST_F_TIMEOUT(cow_context, collapse_race_migration, TEST_SECONDS)
 	OK(migrate_all(1, b, pages));
 	TOGETHER(0, a, 1, b, pages);
 	OK(page_out(0, a, pages));
-	CHECK(1, b, pages, 1);
-	CHECK(0, a, pages, 1);
+	CHECK(1, b, used, 1);
+	CHECK(0, a, used, 1);
 }
 
 /*
