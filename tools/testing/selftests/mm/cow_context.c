@@ -1936,7 +1936,10 @@ static long op_close_uffd(char *addr, long b, long c, long d)
 	return close(uffd);
 }
 
-/* -EBUSY where something else holds a page for a moment, too. */
+/*
+ * Returns 0 or -errno. EBUSY is for pages that may be shared, too: one that came
+ * back from swap while it was still written there, until it is written to.
+ */
 static int uffd_move(char *to, char *from, size_t len)
 {
 	struct timespec end = in_msecs(REPLY_SECONDS * 1000 / 4);
@@ -1952,7 +1955,9 @@ static int uffd_move(char *to, char *from, size_t len)
 		if (!ioctl(uffd, UFFDIO_MOVE, &m))
 			break;
 		if ((errno != EAGAIN && errno != EBUSY) || msecs_until(&end) < 0)
-			return -1;
+			return -errno;
+		if (errno == EBUSY)
+			__atomic_fetch_add((uint64_t *)from, 0, __ATOMIC_RELAXED);
 		if (m.move > 0) {
 			to += m.move;
 			from += m.move;
@@ -1969,6 +1974,7 @@ static long op_uffd_shuttle(char *home, long nr, long to, long swap)
 {
 	op_fn map = nr > PAGES ? op_map_huge : op_map;
 	char *away = (char *)to;
+	int i, ret;
 
 	while (racing()) {
 		if (map(home, nr, 0, 0) || map(away, nr, 0, 0))
@@ -1979,11 +1985,18 @@ static long op_uffd_shuttle(char *home, long nr, long to, long swap)
 			     op_check(home, PAGES / 2, 1, 0)))
 			return -1;
 		if (uffd_register(uffd, home, nr * page, true, false, false) ||
-		    uffd_register(uffd, away, nr * page, true, false, false) ||
-		    uffd_move(away, home, nr * page) || op_check(away, PAGES, 1, 0) ||
-		    uffd_move(home, away, nr * page) || op_check(home, PAGES, 1, 0) ||
-		    uffd_move(away, home, nr * page) || op_check(away, PAGES, 1, 0) ||
-		    uffd_unregister(uffd, home, nr * page) ||
+		    uffd_register(uffd, away, nr * page, true, false, false))
+			return -1;
+		for (i = 0; i < 3; i++) {
+			char *dst = i & 1 ? home : away, *src = i & 1 ? away : home;
+
+			ret = uffd_move(dst, src, nr * page);
+			if (ret)
+				return ret;
+			if (op_check(dst, PAGES, 1, 0))
+				return -1;
+		}
+		if (uffd_unregister(uffd, home, nr * page) ||
 		    uffd_unregister(uffd, away, nr * page))
 			return -1;
 		shared->rounds++;
@@ -2676,7 +2689,7 @@ TEST_F_TIMEOUT(cow_context_large, reused_by_child, TEST_SECONDS)
 /* KSM merges what is at @a in member @m with the same in member @n. */
 static int merge(int m, char *a, int n, char *b, long pages)
 {
-	struct timespec end = in_msecs(SETTLE_MSECS);
+	struct timespec end = in_msecs(REPLY_SECONDS * 1000);
 
 	if (call(m, op_advise, a, pages, MADV_MERGEABLE, 0) ||
 	    call(n, op_advise, b, pages, MADV_MERGEABLE, 0) ||
