@@ -788,16 +788,22 @@ static void advise_pageout(int nr, char *addr, long pages)
 }
 
 /* From the family's cgroup. */
+static int write_reclaim(const char *what)
+{
+	char path[PATH_MAX + 32];
+
+	snprintf(path, sizeof(path), "%s/memory.reclaim", cgroup);
+	return cgroup[0] ? write_text(path, what) : -ENOENT;
+}
+
+/* The same, of anonymous memory only. */
 static void take_back(const char *amount)
 {
-	char path[PATH_MAX + 32], text[64];
+	char text[64];
 
-	if (!cgroup[0])
-		return;
-	snprintf(path, sizeof(path), "%s/memory.reclaim", cgroup);
 	snprintf(text, sizeof(text), "%s swappiness=max", amount);
-	if (write_text(path, text) == -EINVAL)
-		write_text(path, amount);
+	if (write_reclaim(text) == -EINVAL)
+		write_reclaim(amount);
 }
 
 /*
