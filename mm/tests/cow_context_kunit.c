@@ -2720,7 +2720,7 @@ static bool meets(struct test_mm *tm, pgoff_t first, pgoff_t last)
 static void filter(struct kunit *test)
 {
 	struct test_mm *root = must_fork(test, NULL), *tm;
-	unsigned int round, i, hits = 0, others = 0;
+	unsigned int round, i, seq, hits = 0, others = 0;
 	struct vm_area_struct *vma;
 	struct rnd_state rnd;
 
@@ -2755,10 +2755,13 @@ static void filter(struct kunit *test)
 		KUNIT_EXPECT_TRUE(test, meets(tm, ~page, ~page));
 		raw_write_seqcount_end(&ctx_of(tm)->inherited.seq);
 
-		/* Gone with the VMA: nothing is left in mm_mt. */
+		/* Gone with the VMA: nothing is left in mm_mt, and readers are told. */
+		seq = raw_read_seqcount(&ctx_of(tm)->inherited.seq);
 		mmap_write_lock(&tm->mm);
 		cow_filter_unmapped(ctx_of(tm), 1);
 		mmap_write_unlock(&tm->mm);
+		KUNIT_EXPECT_NE(test, seq,
+				raw_read_seqcount(&ctx_of(tm)->inherited.seq));
 		KUNIT_EXPECT_FALSE(test, meets(tm, page, page));
 		vm_area_free(vma);
 	}

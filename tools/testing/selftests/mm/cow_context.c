@@ -242,8 +242,6 @@ static void start_race(unsigned int about)
 		about &= ~ABOUT(MIGRATED);
 	if (!have_swap || !cgroup[0])
 		about &= ~ABOUT(SWAPPED_OUT);
-	if (access(SPLIT_FILE, W_OK))
-		about &= ~ABOUT(SPLIT);
 	count_events(events_before);
 	for (i = 0; i < NR_EVENTS; i++)
 		if (events_before[i] < 0)
@@ -288,8 +286,6 @@ static void end_race(struct __test_metadata *_metadata, long rounds)
 	ASSERT_GE(rounds, RACE_LEAST);
 	if (race_is_about & ABOUT(MIGRATED))
 		ASSERT_GE(n[MIGRATED], RACE_LEAST);
-	if (race_is_about & ABOUT(SPLIT))
-		ASSERT_GE(n[SPLIT], RACE_LEAST);
 	if (race_is_about & ABOUT(SWAPPED_OUT))
 		ASSERT_GE(n[SWAPPED_OUT], RACE_LEAST);
 	if (race_is_about & ABOUT(WALKS))
@@ -2333,8 +2329,6 @@ TEST_F_TIMEOUT(cow_context_family, race_migration, TEST_SECONDS)
 
 	if (!many_vmas)
 		about |= ABOUT(SWAPPED_OUT);
-	if (variant->huge)
-		about |= ABOUT(SPLIT);
 
 	if (variant->huge && (!pmd_size || !thp_is_enabled()))
 		SKIP(return, "no huge pages");
