@@ -76,6 +76,9 @@ kmake() {
 		-j"$(jobs_max)" "$@"
 }
 
+# fuzz_seed: a random one for harness/fuzz, even for the reason it gives
+fuzz_seed() { echo "$((RANDOM << 16 | RANDOM << 1))"; }
+
 # splats LOG: the lines that harness/splats does not allow in a kernel's log
 splats() { grep -nE -f <(grep -v -e '^#' -e '^$' "$top/harness/splats") "$1" || :; }
 
