@@ -272,7 +272,7 @@ void cow_context_mm_free(struct mm_struct *mm)
 {
 	struct cow_context *ctx = mm->cow_context;
 
-	/* Never ran exit_mmap(): it had no VMA either. */
+	/* Never ran exit_mmap(): it had no VMA either, and no walk is in it. */
 	if (ctx->mm) {
 		VM_WARN_ON_ONCE(cow_context_nr_remaps(ctx));
 		__cow_context_detach(ctx);
@@ -352,7 +352,8 @@ void cow_context_prepare_vma(struct vm_area_struct *vma)
  * have one: a walker may still have a pointer to what was freed and is that
  * copy now.
  *
- * Context: mmap_lock of both held for write; W if @vma was visible before.
+ * Context: mmap_lock of both held for write; W if a walk may already have found
+ * @vma with entries: if it grew, or was faulted.
  */
 void cow_context_publish_vma(struct vm_area_struct *vma,
 			     struct vm_area_struct *from)
@@ -371,15 +372,16 @@ void cow_context_publish_vma(struct vm_area_struct *vma,
  * @vma: The child's VMA, private anonymous, not in mm_mt yet.
  *
  * The parent's may have been moved. The child's is unfaulted, so it must be
- * linear, or its first fault would need a record.
+ * linear, or its first fault would need a record. The inherited one goes.
  *
- * Context: The child's mmap_lock held for write.
+ * Context: The child's mmap_lock held for write. May sleep.
  */
 void cow_context_wipe_vma(struct vm_area_struct *vma)
 {
 	const pgoff_t pgoff = vma->vm_start >> PAGE_SHIFT;
 
 	VM_WARN_ON_ONCE_VMA(vma->vm_file, vma);
+	cow_context_forget_vma(vma);
 	vma_set_anon_pgoff(vma, pgoff);
 	vma_set_pgoff(vma, pgoff);
 }
@@ -471,7 +473,8 @@ void cow_context_hide(struct unmap_desc *unmap)
  * needed costs a lookup in a walk and can do no harm.
  *
  * Context: mmap_lock held for write, W not held. May sleep.
- * Return: 0, or -ENOMEM with nothing changed.
+ * Return: 0, or -ENOMEM. Then there is no record of it, unless there was no memory
+ * to take back a part of one either.
  */
 int cow_context_move_vma(struct vm_area_struct *vma, pgoff_t first,
 			 unsigned long nr_pages, unsigned long addr)
@@ -515,7 +518,7 @@ void cow_context_unmove_vma(struct vm_area_struct *vma, pgoff_t first,
  * @end: End of that range, exclusive.
  *
  * Context: mmap_lock held for write, W not held. May sleep.
- * Return: 0, or -ENOMEM with nothing changed.
+ * Return: 0, or -ENOMEM, as cow_context_move_vma().
  */
 int cow_context_grow_vma(struct vm_area_struct *vma, unsigned long start,
 			 unsigned long end)
@@ -532,6 +535,38 @@ int cow_context_grow_vma(struct vm_area_struct *vma, unsigned long start,
 }
 
 /**
+ * cow_context_ungrow_vma - take back cow_context_grow_vma()
+ * @vma: The VMA, which did not grow.
+ * @start: As there.
+ * @end: As there; nothing was announced if it is not above @start.
+ *
+ * Nobody else would: what is unmapped takes the records of its own range along.
+ *
+ * Context: The same mmap_lock section, W not held. May sleep.
+ */
+void cow_context_ungrow_vma(struct vm_area_struct *vma, unsigned long start,
+			    unsigned long end)
+{
+	const pgoff_t first = (start >> PAGE_SHIFT) - cow_context_vma_delta(vma);
+
+	if (start >= end ||
+	    (start < vma->vm_start && first > vma_start_anon_pgoff(vma)))
+		return;
+	cow_context_unmove_vma(vma, first, (end - start) >> PAGE_SHIFT, start);
+}
+
+static void forget_vma(struct mm_struct *mm, const struct vm_area_struct *vma)
+{
+	const pgoff_t first = vma_start_anon_pgoff(vma);
+	const long delta = cow_context_vma_delta(vma);
+
+	mmap_assert_locked(mm);
+	if (delta)
+		cow_context_del_remap(mm->cow_context, first,
+				      first + vma_pages(vma) - 1, delta);
+}
+
+/**
  * cow_context_forget_vma - remove the records of a VMA
  * @vma: The VMA, hidden from walkers.
  *
@@ -544,11 +579,19 @@ int cow_context_grow_vma(struct vm_area_struct *vma, unsigned long start,
  */
 void cow_context_forget_vma(struct vm_area_struct *vma)
 {
-	const pgoff_t first = vma_start_anon_pgoff(vma);
-	const long delta = cow_context_vma_delta(vma);
+	forget_vma(vma->vm_mm, vma);
+}
 
-	mmap_assert_locked(vma->vm_mm);
-	if (delta)
-		cow_context_del_remap(vma->vm_mm->cow_context, first,
-				      first + vma_pages(vma) - 1, delta);
+/**
+ * cow_context_skip_vma - a VMA that is not inherited at fork
+ * @mm: The child.
+ * @vma: The parent's VMA.
+ *
+ * The child has inherited its records, and would hand them on for ever.
+ *
+ * Context: The child's mmap_lock held for write. May sleep.
+ */
+void cow_context_skip_vma(struct mm_struct *mm, struct vm_area_struct *vma)
+{
+	forget_vma(mm, vma);
 }

@@ -41,7 +41,8 @@ struct seq_file;
  *
  * I5. A VMA is in mm_mt or in ctx->unmapping from before its first anonymous
  * PTE until its PTEs are zapped. Before its page tables or the VMA itself
- * are freed its origin is cleared or ctx->unmapping is, under W.
+ * are freed its origin, ctx->unmapping or ctx->mm is cleared, under W; or the VMA
+ * that it was merged into has taken its place in mm_mt.
  *
  * I6. A VMA with an origin whose anonymous page offset is not its address
  * (delta != 0) has a record of that delta for each of its offsets.
@@ -238,9 +239,10 @@ struct cow_remap_iter {
 	pgoff_t last;
 	struct cow_remap remap;
 	bool in_tree;
-	/* private: where to go on, and what was returned last */
+	/* private: where to go on */
 	pgoff_t index;
-	enum { COW_REMAP_START, COW_REMAP_FRESH, COW_REMAP_AFTER } state;
+	unsigned int pos;
+	bool started;
 };
 
 void cow_context_init_remaps(struct cow_context *ctx);

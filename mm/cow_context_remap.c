@@ -263,7 +263,8 @@ void cow_context_init_remaps(struct cow_context *ctx)
  * Nothing may be mapped yet where the record points, see above.
  *
  * Context: mmap_lock held for write, W not held. May sleep.
- * Return: 0, or -ENOMEM with nothing changed.
+ * Return: 0, or -ENOMEM. Then there is no record of it, unless there was no memory
+ * to take back a part of one either.
  */
 int cow_context_add_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 			  long delta)
@@ -342,8 +343,8 @@ void cow_context_del_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
  * @ctx: The child's context, without records.
  * @from: The parent's.
  *
- * Records of VMAs that the child does not get are inherited too: harmless, and
- * no more than the parent has.
+ * Those of VMAs that the child does not get too: dup_mmap() has them forgotten
+ * one by one.
  *
  * Context: The parent's mmap_lock held for write, @ctx not visible. May sleep.
  * Return: 0, or -ENOMEM with nothing changed.
@@ -466,7 +467,7 @@ bool cow_context_has_remaps(struct cow_context *ctx, pgoff_t first,
  *
  * Each (range of offsets, delta) is returned once: the inline record first,
  * then the tree's by offset and delta. The caller may sleep in between: no
- * record changes under R.
+ * record changes under R, so a range and a position in it say where to go on.
  *
  * Context: R. Does not sleep.
  * Return: true if there is one more, in @iter->remap.
@@ -476,10 +477,9 @@ bool cow_context_next_remap(struct cow_context *ctx,
 {
 	struct cow_remap *remap = &iter->remap;
 	void *entry;
-	bool found = false;
 
-	if (iter->state == COW_REMAP_START) {
-		iter->state = COW_REMAP_FRESH;
+	if (!iter->started) {
+		iter->started = true;
 		iter->index = iter->first;
 		if (ctx->remap.delta && ctx->remap.first <= iter->last &&
 		    ctx->remap.last >= iter->first) {
@@ -496,30 +496,20 @@ bool cow_context_next_remap(struct cow_context *ctx,
 	iter->in_tree = true;
 	rcu_read_lock();
 	mas_for_each(&mas, entry, iter->last) {
-		unsigned int i;
-
 		/* The range that was being read is exhausted. */
 		if (mas.index > iter->index) {
 			iter->index = mas.index;
-			iter->state = COW_REMAP_FRESH;
+			iter->pos = 0;
 		}
-		for (i = 0; i < entry_nr(entry); i++) {
-			const long delta = entry_delta(entry, i);
-
-			if (iter->state == COW_REMAP_AFTER &&
-			    delta <= remap->delta)
-				continue;
+		if (iter->pos < entry_nr(entry)) {
 			remap->first = mas.index;
 			remap->last = mas.last;
-			remap->delta = delta;
-			iter->state = COW_REMAP_AFTER;
-			found = true;
-			goto out;
+			remap->delta = entry_delta(entry, iter->pos++);
+			break;
 		}
 	}
-out:
 	rcu_read_unlock();
-	return found;
+	return entry;
 }
 
 /**

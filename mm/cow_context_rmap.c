@@ -52,6 +52,9 @@
  */
 #define LOCK_TRIES	128
 
+/* How many markers a walk passes before it lets others have the CPU. */
+#define PASSED_MAX	512
+
 /*
  * So that the address behind it does not wrap. What lies beyond user space is not
  * in mm_mt. TASK_SIZE would be the walker's, which can be a 32-bit task.
@@ -141,8 +144,10 @@ static struct vm_area_struct *find_unmapping(struct cow_vma_iter *it)
 
 static struct vm_area_struct *find_attached(struct cow_vma_iter *it)
 {
-	MA_STATE(mas, &it->ctx->mm->mm_mt, it->addr, it->addr);
+	struct maple_tree *mt = &it->ctx->mm->mm_mt;
+	MA_STATE(mas, mt, it->addr, it->addr);
 
+	VM_WARN_ON_ONCE(!mt_in_rcu(mt));
 	return mas_find(&mas, it->end - 1);
 }
 
@@ -194,8 +199,8 @@ static bool is_wanted(const struct cow_vma_iter *it,
 /*
  * The next VMA of the mm that the walk must visit, or NULL.
  *
- * Context: R, held since the iterator was set up. The caller may sleep between
- * two calls.
+ * Context: R, held since the iterator was set up. May sleep, and so may the
+ * caller between two calls.
  */
 static struct vm_area_struct *cow_context_next_vma(struct cow_vma_iter *it)
 {
@@ -208,6 +213,8 @@ static struct vm_area_struct *cow_context_next_vma(struct cow_vma_iter *it)
 		while (it->addr < it->end) {
 			bool wanted;
 
+			/* There can be more places than VMAs. */
+			cond_resched();
 			rcu_read_lock();
 			vma = it->unmapping ? find_unmapping(it) :
 					      find_attached(it);
@@ -261,19 +268,21 @@ static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *w
 {
 	const pgoff_t page = walk->ksm ? PHYS_PFN(walk->addr) : walk->first;
 	const unsigned long addr = page << PAGE_SHIFT;
+	struct maple_tree *mt = &ctx->mm->mm_mt;
 	struct vm_area_struct *vma;
 
+	VM_WARN_ON_ONCE(!mt_in_rcu(mt));
 	if (page > LAST_PAGE)
 		return NULL;
 	/* Pairs with the release below: it may be in mm_mt since just now. */
 	vma = smp_load_acquire(&ctx->unmapping.last_found);
 	if (vma && addr >= vma->vm_start && addr < vma->vm_end) {
-		VM_WARN_ON_ONCE(mtree_load(&ctx->mm->mm_mt, addr) != vma);
+		VM_WARN_ON_ONCE(mtree_load(mt, addr) != vma);
 		return is_candidate(walk, ctx, vma, 0) ? vma : NULL;
 	}
 
 	rcu_read_lock();
-	vma = mtree_load(&ctx->mm->mm_mt, addr);
+	vma = mtree_load(mt, addr);
 	if (vma && !is_candidate(walk, ctx, vma, 0))
 		vma = NULL;
 	rcu_read_unlock();
@@ -318,6 +327,7 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 			   cow_context_tree_fn fn, void *arg)
 {
 	struct cow_marker *pos, *next;
+	unsigned int passed = 0;
 	bool go_on = true;
 
 	cow_context_count(COW_STAT_TREE_WALKS, 1);
@@ -325,7 +335,6 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 	for (pos = &top->enter; pos != &top->leave; pos = next) {
 		struct cow_context *ctx = pos->ctx, *pinned = NULL;
 
-		next = NULL;
 		if (!ctx)
 			goto next;
 		if (filter && !cow_filter_meets(ctx, top, filter))
@@ -376,6 +385,15 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 		 */
 		smp_rmb();
 next:
+		/* A wide family, in which hardly anyone has the folio. */
+		if (++passed > PASSED_MAX && ctx && !pinned &&
+		    refcount_inc_not_zero(&ctx->refs)) {
+			passed = 0;
+			pinned = ctx;
+			rcu_read_unlock();
+			cond_resched();
+			rcu_read_lock();
+		}
 		next = list_entry_rcu(pos->list.next, struct cow_marker, list);
 		if (pinned)
 			cow_context_put(pinned);
@@ -393,7 +411,6 @@ static bool walk_places(struct cow_context_walk *walk, struct cow_context *ctx)
 	struct vm_area_struct *vma;
 
 	while ((vma = cow_context_next_vma(&it))) {
-		cond_resched();
 		if (walk->nr_vmas++ != nr_before)
 			walk->nr_overlap++;
 		if (walk->visit && !walk->visit(walk, vma))

@@ -52,7 +52,10 @@ void cow_context_unmove_vma(struct vm_area_struct *vma, pgoff_t first,
 			    unsigned long nr_pages, unsigned long addr);
 int cow_context_grow_vma(struct vm_area_struct *vma, unsigned long start,
 			 unsigned long end);
+void cow_context_ungrow_vma(struct vm_area_struct *vma, unsigned long start,
+			    unsigned long end);
 void cow_context_forget_vma(struct vm_area_struct *vma);
+void cow_context_skip_vma(struct mm_struct *mm, struct vm_area_struct *vma);
 
 /* Ownership beside anon_vma, and the comparison: mm/cow_context_compare.c */
 #ifndef CONFIG_COW_CONTEXT_ANON_RMAP
@@ -119,7 +122,12 @@ static inline int cow_context_grow_vma(struct vm_area_struct *vma,
 	return 0;
 }
 
+static inline void cow_context_ungrow_vma(struct vm_area_struct *vma,
+					  unsigned long start,
+					  unsigned long end) {}
 static inline void cow_context_forget_vma(struct vm_area_struct *vma) {}
+static inline void cow_context_skip_vma(struct mm_struct *mm,
+					struct vm_area_struct *vma) {}
 static inline void cow_context_set_owner(struct folio *folio,
 					 struct vm_area_struct *vma,
 					 bool exclusive) {}

@@ -39,6 +39,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/swap.h>
@@ -104,11 +105,16 @@
 
 #define MAX_DEAD_CONTEXTS	64
 
+/* How often is done what must not leave a record, and how many others may get. */
+#define RECORD_ROUNDS	64
+#define RECORD_NOISE	16
+
 #define ADVERSARY_VMAS	512
 #define ADVERSARY_CHILDREN 256
 
 #define VMSTAT_FILE	"/proc/vmstat"
 #define STATS_FILE	"/sys/kernel/debug/cow_context/stats"
+#define TREE_FILE	"/sys/kernel/debug/cow_context/tree"
 #define SPLIT_FILE	"/sys/kernel/debug/split_huge_pages"
 #define GUP_TEST_FILE	"/sys/kernel/debug/gup_test"
 #define COMPACT_FILE	"/proc/sys/vm/compact_memory"
@@ -3801,6 +3807,118 @@ TEST_F_TIMEOUT(cow_context, unfaulted_at_fork, TEST_SECONDS)
 	CHECK(2, a, PAGES, 1);
 	OK(migrate_all(0, a, PAGES));
 	TOGETHER(0, a, 2, a, PAGES);
+}
+
+/* Records of moved memory, or -1. */
+static long nr_records(void)
+{
+	FILE *file = fopen(TREE_FILE, "r");
+	char line[256], *found;
+	long sum = 0;
+
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file)) {
+		found = strstr(line, " remaps ");
+		sum += found ? atol(found + strlen(" remaps ")) : 0;
+	}
+	fclose(file);
+	return sum;
+}
+
+/* Processes go a little later than they exit. Returns the last count. */
+static long wait_records(long most)
+{
+	struct timespec end = in_msecs(SETTLE_MSECS);
+	long n;
+
+	do {
+		n = nr_records();
+	} while (n > most && msecs_until(&end) > 0 && !usleep(20000));
+	return n;
+}
+
+/* Memory is moved to a place of its own, may not grow there, and goes. */
+static long op_refused_growth(char *addr, long place, long b, long c)
+{
+	const int fd = open("/dev/zero", O_RDONLY);
+	struct rlimit old, one;
+	char *to;
+	long i;
+
+	if (fd < 0 || getrlimit(RLIMIT_STACK, &old))
+		return -errno;
+	one = old;
+	one.rlim_cur = page;
+	for (i = 0; i < RECORD_ROUNDS; i++) {
+		to = (char *)place + i * page;
+		if (mmap(addr, page, RW, ANON_FIXED | MAP_GROWSDOWN, -1,
+			 0) != addr)
+			return -errno;
+		*addr = 1;
+		if (op_move(addr, 1, (long)to, 0) ||
+		    setrlimit(RLIMIT_STACK, &one))
+			return -errno;
+		if (read(fd, to - 1, 1) != -1 || errno != EFAULT)
+			return -EINVAL;
+		if (setrlimit(RLIMIT_STACK, &old) || op_unmap(to, 1, 0, 0))
+			return -errno;
+	}
+	return close(fd);
+}
+
+/* Each generation moves memory that the next does not get, or empty. */
+static long op_skip_line(char *addr, long generations, long b, long c)
+{
+	long gen;
+	char *to;
+	pid_t pid;
+
+	for (gen = 0; gen < generations; gen++) {
+		to = addr + (gen + 1) * 2 * page;
+		if (op_map(addr, 1, 0, 0))
+			return -errno;
+		*addr = 1;
+		if (op_move(addr, 1, (long)to, 0) ||
+		    op_advise(to, 1, gen % 2 ? MADV_WIPEONFORK : MADV_DONTFORK, 0))
+			return -errno;
+		pid = fork();
+		if (pid) {
+			if (pid < 0)
+				shared->bad++;
+			_exit(0);
+		}
+		if (gen % 2 && op_unmap(to, 1, 0, 0))
+			shared->bad++;
+	}
+	return getpid();
+}
+
+/*
+ * No record of moved memory stays when there is no memory any more that it could
+ * be about: walks would look there, and children inherit it.
+ */
+TEST_F_TIMEOUT(cow_context, records_go, TEST_SECONDS)
+{
+	char *a = area(0), *far = area(1) + MAX_PAGES / 2 * page;
+	const long before = nr_records();
+	long ret;
+
+	OK(call(0, op_refused_growth, a, (long)far, 0, 0));
+	if (before >= 0)
+		ASSERT_LE(wait_records(before + RECORD_NOISE),
+			  before + RECORD_NOISE);
+
+	ret = call(0, op_skip_line, a, RECORD_ROUNDS, 0, 0);
+	ASSERT_GT(ret, 0);
+	member[0].pid = ret;
+	ASSERT_EQ(shared->bad, 0);
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		;
+	if (before >= 0)
+		ASSERT_LE(wait_records(before + RECORD_NOISE),
+			  before + RECORD_NOISE);
+	OK(exit_member(0));
 }
 
 /*

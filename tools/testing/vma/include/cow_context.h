@@ -11,7 +11,8 @@
  *	L, U	keep rmap walks out, let them in again
  *	l	L, but a VMA had changed its range since U
  *	P, p	a VMA takes over an origin, with and without the lock
- *	m, x, g	announce a move, take it back, announce growth
+ *	m, x	announce a move, take it back
+ *	g, u	announce growth, take it back
  *	b, h, f	begin to unmap, hide, forget the records of a VMA
  */
 #ifdef CONFIG_COW_CONTEXT
@@ -187,6 +188,14 @@ static inline int cow_context_grow_vma(struct vm_area_struct *vma,
 	cow_context_announce(vma, start, end);
 	cow_context_log(vma->vm_mm, 'g');
 	return 0;
+}
+
+static inline void cow_context_ungrow_vma(struct vm_area_struct *vma,
+					  unsigned long start, unsigned long end)
+{
+	assert(!mm_cow_context(vma->vm_mm)->locked);
+	if (start < end)
+		cow_context_log(vma->vm_mm, 'u');
 }
 
 static inline void cow_context_forget_vma(struct vm_area_struct *vma)

@@ -588,7 +588,15 @@ static bool test_origin_stack(void)
 	ASSERT_TRUE(is_vma(&mm, 0x300000, 0x303000, NONE));
 	ASSERT_LOG(&mm, "");
 
+	/* Refused, for it has no offset for one page more. */
 	family[OWN].fail_alloc = false;
+	vma_set_pgoff(vma, 0);
+	ASSERT_EQ(expand_downwards(vma, 0x2ff000), -ENOMEM);
+	ASSERT_TRUE(is_vma(&mm, 0x300000, 0x303000, OWN));
+	ASSERT_LOG(&mm, "gLUu");
+	vma_set_pgoff(vma, 0x300);
+
+	cow_context_reset_log(&mm);
 	ASSERT_EQ(expand_downwards(vma, 0x2ff000), 0);
 	ASSERT_TRUE(is_vma(&mm, 0x2ff000, 0x303000, OWN));
 	ASSERT_LOG(&mm, "gLU");
@@ -678,6 +686,14 @@ static bool test_origin_alloc_fail(void)
 	ASSERT_TRUE(is_vma(&mm, 0, 0x3000, OWN));
 
 	family[OWN].fail_alloc = false;
+	fail_prealloc = true;
+	vma_iter_set(&vmi, 0);
+	ASSERT_EQ(vma_merge_extend(&vmi, vma, 0x2000), NULL);
+	ASSERT_LOG(&mm, "gu");
+	ASSERT_TRUE(is_vma(&mm, 0, 0x3000, OWN));
+
+	fail_prealloc = false;
+	cow_context_reset_log(&mm);
 	vma_iter_set(&vmi, 0);
 	ASSERT_EQ(vma_merge_extend(&vmi, vma, 0x2000), vma);
 	ASSERT_LOG(&mm, "gLU");
