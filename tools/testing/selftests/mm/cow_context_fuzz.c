@@ -11,7 +11,7 @@
  *  - the content of pages: four words of each, which name who wrote it when;
  *    pages never written are zero, or show the file in private file mappings;
  *  - that what is unmapped, without permission, a guard page or beyond the end
- *    of the file faults;
+ *    of the file faults, and the rest is in /proc/self/maps as it should be;
  *  - that system calls fail when, and as, they have to.
  *
  * Besides the arena there are stacks that grow down, a heap whose end brk()
@@ -45,21 +45,29 @@
  *    force make it part of the stack, and the kernel complains about others.
  *    mincore() knows.
  *  - brk() that fails does not move the break. malloc() must not use it.
+ *  - A hint to mmap() may be ignored, which is undone. mremap() without a
+ *    fixed address may move to anywhere, and a second one moves on from there.
  *  - Other advice (cold, pageout, collapse, mergeable, populate ...) changes
  *    no content, whatever it returns.
+ *  - MADV_SOFT_OFFLINE, only with --system, takes a page away until the next
+ *    boot: SOFT_MAX of them at most.
  *
  * Without --race one operation at a time is executed, in an order that only
  * depends on the seed. What fails is shrunk to few operations and written to
- * ./cow_context_fuzz.fail, which --replay repeats. With --race several members
- * run their own operations at once while others move, reclaim, read, split and
- * merge their pages; what fails there shows the last operations of that member.
+ * ./cow_context_fuzz.fail, with the arguments that matter; --replay repeats it.
+ * With --race several members run their own operations at once while others
+ * move, reclaim, read, split and merge their pages; what fails there shows the
+ * last operations of that member. Now and then all verify all of their pages and
+ * rest, and the kernel is asked for what it has counted and what it finds wrong.
+ * --replay FILE --disturb has the same others beside a sequence, and --seconds
+ * repeats it.
  * --offline also takes blocks of memory away and gives them back, which needs a
  * machine of one's own. Huge pages of hugetlb are left out then, since they do
  * not come back.
  *
  * --self-test shows that the fuzzer can fail: the model forgets what
  * MADV_DONTNEED does, which has to be detected and shrunk to a few lines. Each
- * of 33 more rules, among them what fork() copies, what mremap() moves, what
+ * of 39 more rules, among them what fork() copies, what mremap() moves, what
  * brk() forgets and where a stack stops, has been left out of the model once,
  * which was noticed within 4000 operations.
  */
@@ -90,6 +98,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE	0x100000
+#endif
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP	4
 #endif
@@ -110,6 +121,9 @@
 #endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE		25
+#endif
+#ifndef MADV_SOFT_OFFLINE
+#define MADV_SOFT_OFFLINE	101
 #endif
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL	102
@@ -164,9 +178,13 @@
 #define NR_RECENT		64
 #define CHECK_OPS		2000
 #define REPLY_SECONDS		180
+#define REST_SECONDS		60
 #define NR_BLOCKS		64	/* of memory, those that exist */
 #define OFFLINE_SECONDS		10
+#define SOFT_MAX		1024	/* pages taken away by one run */
+#define SOFT_FAMILY		64	/* and of one family */
 #define FAIL_FILE		"cow_context_fuzz.fail"
+#define ARGS_LINE		"# args:"
 
 /* What a page contains. */
 enum { NONE, ZERO, VALUE, CONTENT_OF_FILE };
@@ -197,6 +215,7 @@ enum op_code {
 	OP_DONTUNMAP, OP_MADVISE, OP_MLOCK, OP_MUNLOCK, OP_SOFT_DIRTY,
 	OP_MOVE_PAGES, OP_REMOTE, OP_UFFD_MOVE, OP_SPLIT, OP_COMPACT,
 	OP_MMAP_STACK, OP_GROW, OP_BRK, OP_MMAP_HUGE, OP_PIN, OP_UNPIN,
+	OP_MMAP_HINT, OP_MMAP_NOREPLACE, OP_MAYMOVE, OP_SWAPOFF, OP_IDLE,
 	NR_OPS
 };
 
@@ -230,6 +249,11 @@ static const char * const op_names[NR_OPS] = {
 	[OP_MMAP_HUGE]	= "mmap_huge",
 	[OP_PIN]	= "pin",
 	[OP_UNPIN]	= "unpin",
+	[OP_MMAP_HINT]	= "mmap_hint",
+	[OP_MMAP_NOREPLACE] = "mmap_noreplace",
+	[OP_MAYMOVE]	= "mremap_maymove",
+	[OP_SWAPOFF]	= "swapoff",
+	[OP_IDLE]	= "idle",
 };
 
 struct op {
@@ -244,7 +268,7 @@ struct member {
 	uint32_t depth;
 	uint32_t posted;		/* futex: operations told */
 	uint32_t done;			/* futex: operations executed */
-	uint32_t paused;
+	uint32_t paused;		/* the last round that it rested in */
 	uint64_t rng;
 	struct op op;
 	uint32_t nr_recent;
@@ -265,7 +289,7 @@ struct failure {
 struct shared {
 	int32_t conductor;
 	uint32_t stop;
-	uint32_t pause;
+	uint32_t pause;			/* number of the round, 0: none */
 	uint32_t race;
 	uint32_t system;
 	uint32_t offline;
@@ -287,9 +311,26 @@ struct shared {
 	uint64_t verified;
 	uint64_t disturbed;
 	uint64_t offlined;
+	uint64_t swapoffs;
+	uint64_t soft_offlined;
+	int32_t soft_left;
+	char swap_path[128];
 	struct failure failure;
 	struct member member[MAX_PROCS];
 };
+
+static struct {
+	uint64_t seed;
+	uint64_t seconds;
+	uint64_t max_ops;
+	uint64_t procs;
+	const char *replay;
+	bool race;
+	bool system;
+	bool offline;
+	bool self_test;
+	bool disturb;
+} options = { .procs = 8 };
 
 static struct shared *shm;
 static int shm_fd = -1;
@@ -663,23 +704,20 @@ static const char *kind_name(const struct page *p)
 	return p->flags & F_GUARD ? "guard" : names[p->kind];
 }
 
-/* Does @words match the model?  A freed page seen as empty stays empty. */
+/*
+ * Does @words match the model?  A freed page may become empty from one word to
+ * the next; seen as empty it stays empty.
+ */
 static void check_words(uint32_t slot, uint32_t i, const uint64_t *words,
 			const char *how)
 {
 	struct page *p = &shm->member[slot].pages[i];
-	bool empty = p->flags & F_MAYBE;
+	bool maybe = p->flags & F_MAYBE, empty = false;
 	int k;
 
-	for (k = 0; empty && k < 4; k++)
-		empty = words[k] == base_word(p, k);
-	if (empty) {
-		if (slot == my_slot)
-			drop_content(p);
-		return;
-	}
 	for (k = 0; k < 4; k++) {
-		if (words[k] == expected_word(p, k))
+		empty = empty || (maybe && words[k] == base_word(p, k));
+		if (words[k] == (empty ? base_word(p, k) : expected_word(p, k)))
 			continue;
 		fail("member %u page %u word %d (%s, flags %#x): expected %s %#llx, got %#llx",
 		     slot, i, k, how, p->flags, kind_name(p),
@@ -687,6 +725,8 @@ static void check_words(uint32_t slot, uint32_t i, const uint64_t *words,
 		     (unsigned long long)words[k]);
 		return;
 	}
+	if (empty && slot == my_slot)
+		drop_content(p);
 }
 
 enum { VERIFY_DIRECT, VERIFY_PINNED, VERIFY_PRESENT, VERIFY_FORCED };
@@ -709,8 +749,62 @@ static bool never_touched(uint32_t i)
 	return !(entry >> 62);
 }
 
+#define MAPPED			0x80
+
+/* MAPPED and the permissions of each page that is. */
+static bool read_maps(uint8_t *maps)
+{
+	unsigned long start, end, addr, base, size;
+	char line[512], perms[8];
+	uint32_t n, prot;
+	FILE *f;
+
+	f = fopen("/proc/self/maps", "re");
+	if (!f)
+		return false;
+	memset(maps, 0, ALL_PAGES);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx %7s", &start, &end, perms) != 3)
+			continue;
+		prot = (perms[0] == 'r' ? PROT_READ : 0) |
+			(perms[1] == 'w' ? PROT_WRITE : 0);
+		for (n = 0; n < NR_AREAS; n++) {
+			base = addr_in(me, areas[n].first);
+			size = areas[n].nr * PAGE;
+			addr = start > base ? start : base;
+			for (; addr < end && addr - base < size; addr += PAGE)
+				maps[areas[n].first + (addr - base) / PAGE] =
+					MAPPED | prot;
+		}
+	}
+	fclose(f);
+	return true;
+}
+
+/* Is everything mapped as the model says? */
+static void verify_maps(uint32_t first, uint32_t nr)
+{
+	static uint8_t maps[ALL_PAGES];
+	const struct page *p;
+	uint32_t i;
+
+	if (!read_maps(maps))
+		return;
+	for (i = first; i < first + nr; i++) {
+		p = &me->pages[i];
+		if (p->flags & F_UNKNOWN || (!me->heap && area_of(i) == IN_HEAP))
+			continue;
+		if (maps[i] == (p->kind == NONE ? 0 : MAPPED | p->prot))
+			continue;
+		fail("member %u page %u: in maps %#x, expected %s, permissions %u",
+		     my_slot, i, maps[i], kind_name(p), p->prot);
+		return;
+	}
+}
+
 static void verify(uint32_t first, uint32_t nr, uint32_t mode)
 {
+	const bool many = nr > 64;
 	uint32_t i;
 	uint64_t words[4];
 	uint64_t *w;
@@ -723,10 +817,12 @@ static void verify(uint32_t first, uint32_t nr, uint32_t mode)
 		     at_page, signal, kind_name(&me->pages[at_page]));
 		return;
 	}
+	if (many)
+		verify_maps(first, nr);
 	for (i = first; i < first + nr && !failed(); i++) {
 		struct page *p = &me->pages[i];
 
-		if (p->flags & F_UNKNOWN)
+		if (p->flags & F_UNKNOWN || (many && p->kind == NONE))
 			continue;
 		if (mode == VERIFY_PRESENT && p->kind == ZERO &&
 		    !dead_page(p) && never_touched(i))
@@ -884,6 +980,26 @@ static void write_pages(uint32_t first, uint32_t nr, uint32_t mode,
 	}
 }
 
+/* Pins that last */
+
+static int ring_register(uint32_t what, void *arg, uint32_t nr)
+{
+	return syscall(__NR_io_uring_register, ring_fd, what, arg, nr);
+}
+
+static int new_ring(void)
+{
+	uint32_t params[30] = { 0 };	/* struct io_uring_params */
+
+	return syscall(__NR_io_uring_setup, 1, params);
+}
+
+static void do_unpin(void)
+{
+	if (ring_fd >= 0 && ring_register(1, NULL, 0))
+		add(&shm->failed, 1);
+}
+
 /* System calls and what they do to the model */
 
 static bool for_want_of_memory(int error)
@@ -915,16 +1031,25 @@ static bool as_predicted(const char *what, int got, int predicted,
 #define MAP_POPULATED		1
 #define MAP_HUGE_PAGES		2
 #define MAP_STACKS		4
+#define MAP_AT_HINT		8
+#define MAP_NOREPLACE		16
 
 /* Anonymous memory, or the file @from a page on. */
 static void do_mmap(uint32_t first, uint32_t nr, int prot, int how, int from)
 {
 	struct page *row = me->pages;
-	int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
-	int error = 0;
+	bool used = any_mapped(&row[first], nr);
+	int flags = MAP_PRIVATE | MAP_NORESERVE;
+	int error = 0, predicted = 0;
 	uint32_t i;
 	void *p;
 
+	if (how & MAP_NOREPLACE)
+		flags |= MAP_FIXED_NOREPLACE;
+	else if (!(how & MAP_AT_HINT))
+		flags |= MAP_FIXED;
+	if (how & MAP_NOREPLACE && used)
+		predicted = EEXIST;
 	if (how & MAP_POPULATED)
 		flags |= MAP_POPULATE;
 	if (how & MAP_STACKS)
@@ -935,9 +1060,20 @@ static void do_mmap(uint32_t first, uint32_t nr, int prot, int how, int from)
 	else
 		p = mmap(page_addr(first), nr * PAGE, prot, flags, file_fd,
 			 from * PAGE);
-	if (p == MAP_FAILED)
+	if (p == MAP_FAILED) {
 		error = errno;
-	if (!as_predicted("mmap", error, 0, first, nr))
+	} else if (p != page_addr(first)) {
+		munmap(p, nr * PAGE);
+		if (!(how & MAP_AT_HINT))
+			fail("member %u: mmap of %u pages at page %u: at %p",
+			     my_slot, nr, first, p);
+		return;
+	} else if (how & MAP_AT_HINT && used) {
+		fail("member %u: mmap of %u pages at page %u: a hint replaced what was there",
+		     my_slot, nr, first);
+		return;
+	}
+	if (!as_predicted("mmap", error, predicted, first, nr) || error)
 		return;
 	if (how & MAP_HUGE_PAGES)
 		madvise(p, nr * PAGE, MADV_HUGEPAGE);
@@ -990,16 +1126,21 @@ static void move_page(struct page *to, struct page *from)
 	set_unmapped(from);
 }
 
-/* In place, to @new_nr pages. */
-static void do_resize(uint32_t first, uint32_t nr, uint32_t new_nr)
+/* What is appended to the mapping of @like, which begins @i pages before. */
+static void extend(struct page *p, const struct page *like, uint32_t i)
 {
-	struct page *row = me->pages;
-	struct page *p = &row[first];
-	int error = 0;
+	*p = *like;
+	p->index += i;
+	p->flags &= F_VMA;
+	drop_content(p);
+}
+
+/* mremap() returned the same address, or @error. */
+static void resized(uint32_t first, uint32_t nr, uint32_t new_nr, int error)
+{
+	struct page *p = &me->pages[first];
 	uint32_t i;
 
-	if (mremap(page_addr(first), nr * PAGE, new_nr * PAGE, 0) == MAP_FAILED)
-		error = errno;
 	if (p->kind == NONE) {
 		as_predicted("mremap", error, EFAULT, first, nr);
 		return;
@@ -1024,12 +1165,61 @@ static void do_resize(uint32_t first, uint32_t nr, uint32_t new_nr)
 		     my_slot, first, nr, new_nr);
 		return;
 	}
-	for (i = nr; i < new_nr; i++) {
-		p[i] = *p;
-		p[i].index = p->index + i;
-		p[i].flags &= F_VMA;
-		drop_content(&p[i]);
+	for (i = nr; i < new_nr; i++)
+		extend(&p[i], p, i);
+}
+
+/* In place, to @new_nr pages. */
+static void do_resize(uint32_t first, uint32_t nr, uint32_t new_nr)
+{
+	void *p = mremap(page_addr(first), nr * PAGE, new_nr * PAGE, 0);
+
+	resized(first, nr, new_nr, p == MAP_FAILED ? errno : 0);
+}
+
+/*
+ * In place, or where the kernel likes; from there it goes on to page @to. No
+ * pages at all are refused: a private mapping is not to be had twice.
+ */
+static void do_maymove(uint32_t first, uint32_t nr, uint32_t to,
+		       uint32_t new_nr)
+{
+	static struct page moved[NR_PAGES];
+	struct page *row = me->pages;
+	int error = 0;
+	uint32_t i;
+	void *p;
+
+	p = mremap(page_addr(first), nr * PAGE, new_nr * PAGE, MREMAP_MAYMOVE);
+	if (p == MAP_FAILED)
+		error = errno;
+	if (!nr) {
+		as_predicted("mremap", error, row[first].kind == NONE ?
+			     EFAULT : EINVAL, first, nr);
+		return;
 	}
+	if (error || p == page_addr(first)) {
+		resized(first, nr, new_nr, error);
+		return;
+	}
+	if (new_nr <= nr || !one_vma(&row[first], nr)) {
+		fail("member %u: mremap of page %u from %u to %u pages moved it",
+		     my_slot, first, nr, new_nr);
+		return;
+	}
+	memcpy(moved, &row[first], nr * sizeof(*moved));
+	for (i = first; i < first + nr; i++)
+		set_unmapped(&row[i]);
+	if (mremap(p, new_nr * PAGE, new_nr * PAGE, MREMAP_MAYMOVE |
+		   MREMAP_FIXED, page_addr(to)) == MAP_FAILED) {
+		error = errno;
+		munmap(p, new_nr * PAGE);
+		as_predicted("second mremap", error, 0, to, new_nr);
+		return;
+	}
+	memcpy(&row[to], moved, nr * sizeof(*moved));
+	for (i = nr; i < new_nr; i++)
+		extend(&row[to + i], &row[to], i);
 }
 
 /* To another place, with another size maybe. */
@@ -1078,7 +1268,6 @@ static void do_move(uint32_t first, uint32_t nr, uint32_t to, uint32_t new_nr,
 		return;
 	}
 	like = row[first];
-	like.flags &= F_VMA;
 	locked = keep && any_flag(&row[first], nr, F_LOCKED);
 	for (i = 0; i < copied; i++) {
 		/* between VMAs nothing is moved, and nothing unmapped */
@@ -1095,11 +1284,8 @@ static void do_move(uint32_t first, uint32_t nr, uint32_t to, uint32_t new_nr,
 	}
 	for (i = new_nr; i < nr; i++)
 		set_unmapped(&row[first + i]);
-	for (i = copied; i < new_nr; i++) {
-		row[to + i] = like;
-		row[to + i].index = like.index + i;
-		drop_content(&row[to + i]);
-	}
+	for (i = copied; i < new_nr; i++)
+		extend(&row[to + i], &like, i);
 	if (locked)
 		reread_maps(areas[area_of(first)].first,
 			    areas[area_of(first)].nr, true);
@@ -1177,13 +1363,74 @@ static int advise_range(uint32_t first, uint32_t nr, int advice, bool commit)
 	return hole;
 }
 
+/* Of a page that is mapped; 0: does not say. */
+static uint64_t page_frame(pid_t pid, unsigned long addr)
+{
+	uint64_t entry = 0;
+	char path[40];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &entry, 8, addr / PAGE * 8) != 8)
+		entry = 0;
+	close(fd);
+	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
+#define HUGE_FLAGS		0x420000UL	/* KPF_HUGE and KPF_THP */
+
+/*
+ * Moves what is in one small page elsewhere; nobody gets that page any more, so
+ * there are not many of them.
+ */
+static void soft_offline(uint32_t i)
+{
+	const struct page *p = &me->pages[i];
+	uint64_t frame, flags = HUGE_FLAGS;
+	int fd;
+
+	if (!shm->system || shm->offline || area_of(i) == IN_HUGE ||
+	    p->kind != VALUE || p->flags & (F_MAYBE | F_UNKNOWN))
+		return;
+	if (shm->soft_left < 1 || shm->soft_offlined >= SOFT_MAX)
+		return;
+	do_unpin();
+	frame = page_frame(getpid(), addr_in(me, i));
+	fd = frame ? open("/proc/kpageflags", O_RDONLY | O_CLOEXEC) : -1;
+	if (fd < 0)
+		return;
+	if (pread(fd, &flags, 8, frame * 8) != 8)
+		flags = HUGE_FLAGS;
+	close(fd);
+	if (flags & HUGE_FLAGS)
+		return;
+	if (madvise(page_addr(i), PAGE, MADV_SOFT_OFFLINE)) {
+		add(&shm->failed, 1);
+		return;
+	}
+	add(&shm->soft_offlined, 1);
+	__atomic_fetch_sub(&shm->soft_left, 1, __ATOMIC_RELAXED);
+}
+
 static void do_madvise(uint32_t first, uint32_t nr, int advice)
 {
 	int predicted = -advise_range(first, nr, advice, false);
 	int error;
 
+	if (advice == MADV_SOFT_OFFLINE) {
+		soft_offline(first);
+		return;
+	}
 	error = madvise(page_addr(first), nr * PAGE, advice) ? errno : 0;
 	switch (advice) {
+	case MADV_NORMAL:
+	case MADV_RANDOM:
+	case MADV_SEQUENTIAL:
+	case MADV_DONTDUMP:
+	case MADV_DODUMP:
 	case MADV_DONTNEED:
 	case MADV_DONTNEED_LOCKED:
 	case MADV_FREE:
@@ -1363,6 +1610,46 @@ static void split_huge(pid_t pid, unsigned long addr, uint32_t nr)
 	snprintf(text, sizeof(text), "%d,0x%lx,0x%lx", pid, addr,
 		 addr + nr * PAGE);
 	write_file("/sys/kernel/debug/split_huge_pages", text);
+}
+
+/* The whole system */
+
+static void find_swap(void)
+{
+	char line[256];
+	FILE *f = fopen("/proc/swaps", "re");
+
+	if (f && fgets(line, sizeof(line), f) && fgets(line, sizeof(line), f))
+		sscanf(line, "%127s", shm->swap_path);
+	if (f)
+		fclose(f);
+}
+
+/* Reads all that was swapped out. */
+static void swap_off_and_on(void)
+{
+	if (!shm->system || !shm->swap_path[0] ||
+	    syscall(SYS_swapoff, shm->swap_path))
+		return;
+	add(&shm->swapoffs, 1);
+	syscall(SYS_swapon, shm->swap_path, 0);
+}
+
+/* Marks the page idle in the bitmap of all, and reads what it says. */
+static void touch_idle_bitmap(pid_t pid, unsigned long addr)
+{
+	uint64_t bits = ~0ULL, entry = page_frame(pid, addr);
+	int fd;
+
+	if (!entry)
+		return;
+	fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (pwrite(fd, &bits, 8, entry / 64 * 8) != 8 ||
+	    pread(fd, &bits, 8, entry / 64 * 8) != 8)
+		add(&shm->failed, 1);
+	close(fd);
 }
 
 /* Stacks, to the page below which they have been touched. */
@@ -1549,26 +1836,6 @@ static void do_mmap_huge(uint32_t first, uint32_t nr, int prot, uint32_t id)
 	}
 }
 
-/* Pins that last */
-
-static int ring_register(uint32_t what, void *arg, uint32_t nr)
-{
-	return syscall(__NR_io_uring_register, ring_fd, what, arg, nr);
-}
-
-static int new_ring(void)
-{
-	uint32_t params[30] = { 0 };	/* struct io_uring_params */
-
-	return syscall(__NR_io_uring_setup, 1, params);
-}
-
-static void do_unpin(void)
-{
-	if (ring_fd >= 0 && ring_register(1, NULL, 0))
-		add(&shm->failed, 1);
-}
-
 /* To write to them: all have to be writable. No content changes. */
 static void do_pin(uint32_t first, uint32_t nr)
 {
@@ -1738,7 +2005,7 @@ static void execute(struct op *op)
 	current_op = op;
 	add(&shm->ops, 1);
 	if (op->code == OP_MOVE_PAGES || op->code == OP_REMOTE ||
-	    op->code == OP_SPLIT) {
+	    op->code == OP_SPLIT || op->code == OP_IDLE) {
 		other = &shm->member[a[3] % MAX_PROCS];
 		if (__atomic_load_n(&other->used, __ATOMIC_ACQUIRE))
 			pid = other->pid;
@@ -1833,6 +2100,22 @@ static void execute(struct op *op)
 	case OP_UNPIN:
 		do_unpin();
 		break;
+	case OP_MMAP_HINT:
+		do_mmap(a[0], a[1], a[2], a[3] | MAP_AT_HINT, -1);
+		break;
+	case OP_MMAP_NOREPLACE:
+		do_mmap(a[0], a[1], a[2], a[3] | MAP_NOREPLACE, -1);
+		break;
+	case OP_MAYMOVE:
+		do_maymove(a[0], a[1], a[2], a[3]);
+		break;
+	case OP_SWAPOFF:
+		swap_off_and_on();
+		break;
+	case OP_IDLE:
+		if (shm->system)
+			touch_idle_bitmap(pid, addr);
+		break;
 	}
 }
 
@@ -1844,7 +2127,7 @@ struct choice {
 };
 
 static const struct choice codes[] = {
-	{ OP_FORK, 60 },	{ OP_EXIT, 60 },	{ OP_EXEC, 2 },
+	{ OP_FORK, 60 },	{ OP_EXIT, 60 },	{ OP_EXEC, 6 },
 	{ OP_WRITE, 240 },	{ OP_VERIFY, 90 },	{ OP_PEEK, 30 },
 	{ OP_MMAP, 45 },	{ OP_MMAP_FILE, 12 },	{ OP_MUNMAP, 15 },
 	{ OP_MPROTECT, 45 },	{ OP_RESIZE, 25 },	{ OP_MOVE, 80 },
@@ -1853,7 +2136,8 @@ static const struct choice codes[] = {
 	{ OP_REMOTE, 30 },	{ OP_UFFD_MOVE, 25 },	{ OP_SPLIT, 15 },
 	{ OP_COMPACT, 1 },	{ OP_MMAP_STACK, 15 },	{ OP_GROW, 45 },
 	{ OP_BRK, 30 },		{ OP_MMAP_HUGE, 20 },	{ OP_PIN, 15 },
-	{ OP_UNPIN, 6 },
+	{ OP_UNPIN, 6 },	{ OP_MMAP_HINT, 20 },	{ OP_MMAP_NOREPLACE, 15 },
+	{ OP_MAYMOVE, 40 },	{ OP_SWAPOFF, 2 },	{ OP_IDLE, 15 },
 };
 
 #define ALSO(area)		(1 << IN_##area)
@@ -1877,6 +2161,7 @@ static const uint8_t also_in[NR_OPS] = {
 	[OP_REMOTE]	= ALSO_SMALL,
 	[OP_SPLIT]	= ALSO_SMALL,
 	[OP_PIN]	= ALSO(HEAP),
+	[OP_IDLE]	= ALSO_SMALL,
 };
 
 static const struct choice advices[] = {
@@ -1889,7 +2174,10 @@ static const struct choice advices[] = {
 	{ MADV_GUARD_INSTALL, 15 },	{ MADV_GUARD_REMOVE, 20 },
 	{ MADV_WIPEONFORK, 8 },		{ MADV_KEEPONFORK, 10 },
 	{ MADV_DONTFORK, 8 },		{ MADV_DOFORK, 12 },
-	{ MADV_WILLNEED, 4 },
+	{ MADV_WILLNEED, 4 },		{ MADV_NORMAL, 8 },
+	{ MADV_RANDOM, 5 },		{ MADV_SEQUENTIAL, 4 },
+	{ MADV_DONTDUMP, 6 },		{ MADV_DODUMP, 9 },
+	{ MADV_SOFT_OFFLINE, 3 },
 };
 
 /*
@@ -2015,6 +2303,23 @@ static void before_hole(const struct member *m, uint32_t *a)
 	a[2] = i - start;
 }
 
+/* Changes the range to one that is not mapped, if there is one. */
+static void into_hole(const struct member *m, uint32_t *a)
+{
+	const struct page *row = m->pages;
+	uint32_t i, end;
+
+	for (i = a[0]; i < NR_PAGES && row[i].kind != NONE; i++)
+		;
+	if (i == NR_PAGES)
+		return;
+	for (end = i; end < NR_PAGES && end - i < a[1]; end++)
+		if (row[end].kind != NONE)
+			break;
+	a[0] = i;
+	a[1] = end - i;
+}
+
 /* A page below a stack, often where it comes near to what is below. */
 static bool below_stack(uint64_t *rng, const struct member *m, uint32_t *a)
 {
@@ -2091,6 +2396,20 @@ static bool fit_huge(uint64_t *rng, const struct member *m, struct op *op)
 	return true;
 }
 
+/* One page to be moved away from. */
+static bool find_written(const struct member *m, uint32_t *a)
+{
+	const struct area *area = &areas[area_of(a[0])];
+	uint32_t i;
+
+	for (i = a[0]; i < area->first + area->nr; i++)
+		if (m->pages[i].kind == VALUE)
+			break;
+	a[0] = i;
+	a[1] = 1;
+	return shm->system && !shm->offline && i < area->first + area->nr;
+}
+
 /* An operation for @who; false when this one does not make sense. */
 static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 {
@@ -2155,8 +2474,10 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 	case OP_MOVE_PAGES:
 	case OP_REMOTE:
 	case OP_SPLIT:
+	case OP_IDLE:
 		slot = random_used_slot(rng);
-		if (slot < 0 || (op->code == OP_SPLIT && !shm->system))
+		if (slot < 0 || (!shm->system && (op->code == OP_SPLIT ||
+						  op->code == OP_IDLE)))
 			return false;
 		a[3] = slot;
 		if (op->code == OP_PEEK)
@@ -2175,6 +2496,13 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 			    a[0] + a[1] > area->first + area->nr)
 				return false;
 		}
+		a[2] = random_prot(rng);
+		a[3] = below(rng, 4);
+		break;
+	case OP_MMAP_HINT:
+	case OP_MMAP_NOREPLACE:
+		if (below(rng, 4))
+			into_hole(m, a);
 		a[2] = random_prot(rng);
 		a[3] = below(rng, 4);
 		break;
@@ -2244,6 +2572,15 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 		if (a[3] == PMD_PAGES && below(rng, 4))
 			a[2] -= a[2] % PMD_PAGES;
 		break;
+	case OP_MAYMOVE:
+		a[3] = 1 + below(rng, a[1] * 2);
+		if (below(rng, 4))
+			a[3] = a[1] + 1 + below(rng, 16);
+		a[2] = below(rng, NR_PAGES - a[3] + 1);
+		if (!below(rng, 16))
+			a[1] = 0;
+		/* or it grows in place, out of the arena */
+		return a[0] + a[3] <= NR_PAGES;
 	case OP_UFFD_MOVE:
 		/* within one mapping each, and nothing shared */
 		if (below(rng, 4))
@@ -2261,10 +2598,17 @@ static bool generate(uint64_t *rng, uint32_t who, struct op *op)
 		if (!shm->guards && (a[2] == MADV_GUARD_INSTALL ||
 				     a[2] == MADV_GUARD_REMOVE))
 			return false;
+		if (a[2] == MADV_SOFT_OFFLINE)
+			return find_written(m, a);
 		break;
 	case OP_MLOCK:
 		a[2] = below(rng, 2);
 		break;
+	case OP_SWAPOFF:
+		/* racing, the disturbers do that */
+		if (shm->race)
+			return false;
+		fallthrough;
 	case OP_COMPACT:
 		if (!shm->system)
 			return false;
@@ -2285,21 +2629,31 @@ static void acknowledge(struct member *m)
 	futex(&m->done, FUTEX_WAKE, INT_MAX, 0);
 }
 
+static void execute_recorded(struct op *op)
+{
+	me->recent[me->nr_recent % NR_RECENT] = *op;
+	me->nr_recent++;
+	execute(op);
+}
+
+/* Who rests has verified all of its pages before. */
 static void race_round(void)
 {
-	struct op op;
+	uint32_t pause = __atomic_load_n(&shm->pause, __ATOMIC_ACQUIRE);
+	struct op op = {
+		.who = my_slot,
+		.code = OP_VERIFY,
+		.a = { 0, ALL_PAGES, VERIFY_PRESENT },
+	};
 
-	if (shm->pause) {
-		__atomic_store_n(&me->paused, 1, __ATOMIC_RELEASE);
+	if (pause && me->paused == pause) {
 		usleep(1000);
-		return;
+	} else if (pause) {
+		execute_recorded(&op);
+		__atomic_store_n(&me->paused, pause, __ATOMIC_RELEASE);
+	} else if (generate(&me->rng, my_slot, &op)) {
+		execute_recorded(&op);
 	}
-	__atomic_store_n(&me->paused, 0, __ATOMIC_RELEASE);
-	if (!generate(&me->rng, my_slot, &op))
-		return;
-	me->recent[me->nr_recent % NR_RECENT] = op;
-	me->nr_recent++;
-	execute(&op);
 }
 
 static void member_loop(void)
@@ -2326,6 +2680,157 @@ static void member_loop(void)
 	}
 	give_huge_pages_back();
 	_exit(0);
+}
+
+/* Disturbers: what they do to the members changes no content. */
+
+static void read_smaps(pid_t pid)
+{
+	char path[40], buffer[4096];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	while (read(fd, buffer, sizeof(buffer)) > 0)
+		;
+	close(fd);
+}
+
+/* Faults in what is not there. */
+static void read_pages(pid_t pid, unsigned long addr, uint32_t nr)
+{
+	int fd = open_mem(pid);
+	uint64_t words[4];
+
+	for (; fd >= 0 && nr; nr--, addr += PAGE) {
+		if (shm->pins)
+			pinned_words(pid, addr, words);
+		else
+			forced_words(fd, addr, words);
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
+static void on_alarm(int sig)
+{
+	(void)sig;
+}
+
+/*
+ * Takes a block of memory away, which moves all that is in it, and gives it
+ * back. What is pinned holds that up until a signal arrives; one that arrives
+ * while the write only waits for another restarts it.
+ */
+static void offline_block(uint64_t *rng)
+{
+	struct itimerval timer = { { 1, 0 }, { OFFLINE_SECONDS, 0 } };
+	struct sigaction sa = { .sa_handler = on_alarm };
+	char path[60];
+	bool away;
+	int tries;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%u/state",
+		 below(rng, NR_BLOCKS));
+	sigaction(SIGALRM, &sa, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	away = !write_file(path, "offline");
+	timer = (struct itimerval) {};
+	setitimer(ITIMER_REAL, &timer, NULL);
+	if (!away)
+		return;
+	add(&shm->offlined, 1);
+	for (tries = 0; write_file(path, "online"); tries++) {
+		if (tries == 20) {
+			fail("%s does not come back: %s", path,
+			     strerror(errno));
+			break;
+		}
+		usleep(100000);
+	}
+}
+
+static void disturb_system(uint64_t *rng, pid_t pid, unsigned long addr,
+			   uint32_t nr)
+{
+	uint32_t r = below(rng, 1000);
+
+	if (r < 400)
+		split_huge(pid, addr, nr);
+	else if (r < 950)
+		touch_idle_bitmap(pid, addr);
+	else if (r < 995)
+		write_file("/proc/sys/vm/compact_memory", "1");
+	else
+		swap_off_and_on();
+}
+
+static void disturb(uint64_t *rng)
+{
+	int slot = random_used_slot(rng);
+	pid_t pid = slot < 0 ? 0 : shm->member[slot].pid;
+	uint32_t first, nr, r = below(rng, 100);
+	unsigned long addr;
+	int area = IN_ARENA;
+
+	if (!pid || shm->pause) {
+		usleep(1000);
+		return;
+	}
+	/* reads make a stack grow; huge pages are few */
+	if ((r < 65 || r >= 84) && !below(rng, 4))
+		area = below(rng, 2) ? IN_STACKS : IN_HEAP;
+	random_range(rng, area, &first, &nr);
+	addr = addr_in(&shm->member[slot], first);
+	add(&shm->disturbed, 1);
+	if (shm->offline && !below(rng, 200))
+		offline_block(rng);
+	else if (r < 40)
+		move_to_node(pid, addr, nr, below(rng, shm->nodes));
+	else if (r < 55)
+		remote_advice(pid, addr, nr, MADV_PAGEOUT);
+	else if (r < 60)
+		remote_advice(pid, addr, nr, MADV_COLD);
+	else if (r < 65)
+		remote_advice(pid, addr, nr, MADV_COLLAPSE);
+	else if (r < 80)
+		read_pages(pid, addr, nr);
+	else if (r < 82)
+		clear_soft_dirty(pid);
+	else if (r < 84)
+		read_smaps(pid);
+	else if (shm->system)
+		disturb_system(rng, pid, addr, nr);
+}
+
+static void start_disturber(uint64_t rng)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		die("fork");
+	if (pid)
+		return;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (!stopped())
+		disturb(&rng);
+	_exit(0);
+}
+
+/* Disturbers end on their own; a swapoff may take a while. */
+static void wait_for_children(void)
+{
+	double deadline = now() + REPLY_SECONDS;
+	pid_t pid;
+
+	do {
+		pid = waitpid(-1, NULL, WNOHANG);
+		usleep(1000);
+	} while ((pid >= 0 || errno == EINTR) && now() < deadline);
+	if (pid >= 0)
+		fail("a disturber does not end");
 }
 
 /* The conductor */
@@ -2448,6 +2953,7 @@ static void new_family(void)
 	memset(&shm->failure, 0, sizeof(shm->failure));
 	shm->stop = 0;
 	shm->pause = 0;
+	shm->soft_left = SOFT_FAMILY;
 }
 
 /* One number of a file of "name: value" lines; -1 when there is none. */
@@ -2528,21 +3034,27 @@ static void report_failure(const char *what, uint64_t seed, long nr)
 /* A new family executes @nr operations: does it fail? */
 static bool replay(const struct op *ops, uint32_t nr, uint32_t *failed_at)
 {
-	bool ret;
+	static uint32_t disturbers;
 	uint32_t i;
+	bool ret;
 
 	new_family();
+	for (i = 0; options.disturb && i < 2; i++)
+		start_disturber(options.seed + disturbers++);
 	for (i = 0; i < nr && !failed(); i++)
 		tell_op(&ops[i]);
 	if (failed_at)
 		*failed_at = i;
 	if (!failed())
 		verify_all();
+	shm->pause = 1;
 	if (!failed())
 		check_kernel(false);
 	ret = failed();
 	end_family();
-	return ret;
+	if (options.disturb)
+		wait_for_children();
+	return ret || failed();
 }
 
 static void print_op(FILE *f, const struct op *op)
@@ -2551,6 +3063,7 @@ static void print_op(FILE *f, const struct op *op)
 		op->a[0], op->a[1], op->a[2], op->a[3], op->a[4]);
 }
 
+/* With what it has to be repeated, too. */
 static void save(const struct op *ops, uint32_t nr, uint64_t seed,
 		 const char *text)
 {
@@ -2562,6 +3075,9 @@ static void save(const struct op *ops, uint32_t nr, uint64_t seed,
 		return;
 	}
 	fprintf(f, "# seed %llu: %s\n", (unsigned long long)seed, text);
+	fprintf(f, ARGS_LINE " --max-procs %u%s%s\n", shm->max_procs,
+		options.system ? " --system" : "",
+		options.self_test ? " --self-test" : "");
 	for (i = 0; i < nr; i++)
 		print_op(f, &ops[i]);
 	fclose(f);
@@ -2785,200 +3301,6 @@ static struct op *load(const char *path, uint32_t *nr)
 	return ops;
 }
 
-/* Disturbers: what they do to the members changes no content. */
-
-static char swap_path[128];
-
-static void find_swap(void)
-{
-	char line[256];
-	FILE *f = fopen("/proc/swaps", "re");
-
-	if (f && fgets(line, sizeof(line), f) && fgets(line, sizeof(line), f))
-		sscanf(line, "%127s", swap_path);
-	if (f)
-		fclose(f);
-}
-
-/* Marks the page idle in the bitmap of all, and reads what it says. */
-static void touch_idle_bitmap(pid_t pid, unsigned long addr)
-{
-	char path[40];
-	uint64_t entry = 0, bits;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	if (pread(fd, &entry, 8, addr / PAGE * 8) != 8)
-		entry = 0;
-	close(fd);
-	entry = entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
-	if (!entry)
-		return;
-	fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	bits = ~0ULL;
-	if (pwrite(fd, &bits, 8, entry / 64 * 8) != 8 ||
-	    pread(fd, &bits, 8, entry / 64 * 8) != 8)
-		add(&shm->failed, 1);
-	close(fd);
-}
-
-static void read_smaps(pid_t pid)
-{
-	char path[40], buffer[4096];
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	while (read(fd, buffer, sizeof(buffer)) > 0)
-		;
-	close(fd);
-}
-
-/* Faults in what is not there. */
-static void read_pages(pid_t pid, unsigned long addr, uint32_t nr)
-{
-	int fd = open_mem(pid);
-	uint64_t words[4];
-
-	for (; fd >= 0 && nr; nr--, addr += PAGE) {
-		if (shm->pins)
-			pinned_words(pid, addr, words);
-		else
-			forced_words(fd, addr, words);
-	}
-	if (fd >= 0)
-		close(fd);
-}
-
-static void on_alarm(int sig)
-{
-	(void)sig;
-}
-
-/*
- * Takes a block of memory away, which moves all that is in it, and gives it
- * back. What is pinned holds that up until a signal arrives; one that arrives
- * while the write only waits for another restarts it.
- */
-static void offline_block(uint64_t *rng)
-{
-	struct itimerval timer = { { 1, 0 }, { OFFLINE_SECONDS, 0 } };
-	struct sigaction sa = { .sa_handler = on_alarm };
-	char path[60];
-	bool away;
-	int tries;
-
-	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%u/state",
-		 below(rng, NR_BLOCKS));
-	sigaction(SIGALRM, &sa, NULL);
-	setitimer(ITIMER_REAL, &timer, NULL);
-	away = !write_file(path, "offline");
-	timer = (struct itimerval) {};
-	setitimer(ITIMER_REAL, &timer, NULL);
-	if (!away)
-		return;
-	add(&shm->offlined, 1);
-	for (tries = 0; write_file(path, "online"); tries++) {
-		if (tries == 20) {
-			fail("%s does not come back: %s", path,
-			     strerror(errno));
-			break;
-		}
-		usleep(100000);
-	}
-}
-
-static void disturb_system(uint64_t *rng, pid_t pid, unsigned long addr,
-			   uint32_t nr)
-{
-	uint32_t r = below(rng, 1000);
-
-	if (r < 400)
-		split_huge(pid, addr, nr);
-	else if (r < 950)
-		touch_idle_bitmap(pid, addr);
-	else if (r < 995)
-		write_file("/proc/sys/vm/compact_memory", "1");
-	else if (swap_path[0] && !syscall(SYS_swapoff, swap_path))
-		syscall(SYS_swapon, swap_path, 0);
-}
-
-static void disturb(uint64_t *rng)
-{
-	int slot = random_used_slot(rng);
-	pid_t pid = slot < 0 ? 0 : shm->member[slot].pid;
-	uint32_t first, nr, r = below(rng, 100);
-	unsigned long addr;
-	int area = IN_ARENA;
-
-	if (!pid || shm->pause) {
-		usleep(1000);
-		return;
-	}
-	/* reads make a stack grow; huge pages are few */
-	if ((r < 65 || r >= 84) && !below(rng, 4))
-		area = below(rng, 2) ? IN_STACKS : IN_HEAP;
-	random_range(rng, area, &first, &nr);
-	addr = addr_in(&shm->member[slot], first);
-	add(&shm->disturbed, 1);
-	if (shm->offline && !below(rng, 200))
-		offline_block(rng);
-	else if (r < 40)
-		move_to_node(pid, addr, nr, below(rng, shm->nodes));
-	else if (r < 55)
-		remote_advice(pid, addr, nr, MADV_PAGEOUT);
-	else if (r < 60)
-		remote_advice(pid, addr, nr, MADV_COLD);
-	else if (r < 65)
-		remote_advice(pid, addr, nr, MADV_COLLAPSE);
-	else if (r < 80)
-		read_pages(pid, addr, nr);
-	else if (r < 82)
-		clear_soft_dirty(pid);
-	else if (r < 84)
-		read_smaps(pid);
-	else if (shm->system)
-		disturb_system(rng, pid, addr, nr);
-}
-
-static void start_disturber(uint64_t rng)
-{
-	pid_t pid = fork();
-
-	if (pid < 0)
-		die("fork");
-	if (pid)
-		return;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	while (!stopped())
-		disturb(&rng);
-	_exit(0);
-}
-
-/* Lets all members rest, to ask the kernel whether all is as it should be. */
-static void check_paused(void)
-{
-	double deadline = now() + 5;
-	uint32_t i, busy;
-
-	shm->pause = 1;
-	do {
-		usleep(1000);
-		for (i = busy = 0; i < MAX_PROCS; i++)
-			busy += shm->member[i].used && !shm->member[i].paused;
-	} while (busy && now() < deadline && !failed());
-	if (!busy)
-		check_kernel(false);
-	shm->pause = 0;
-}
-
 static void check_deaths(void)
 {
 	uint32_t i;
@@ -2994,6 +3316,41 @@ static void check_deaths(void)
 			fail("member %u (%d) has died", i, pid);
 		}
 	}
+}
+
+static uint32_t rounds_checked, rounds_unchecked;
+
+/*
+ * Lets all members verify their pages and rest, to ask the kernel whether all
+ * is as it should be.
+ */
+static void check_paused(void)
+{
+	uint32_t i, busy, round = rounds_checked + rounds_unchecked + 1;
+	double deadline = now() + REST_SECONDS;
+	const struct member *m;
+
+	__atomic_store_n(&shm->pause, round, __ATOMIC_RELEASE);
+	do {
+		usleep(1000);
+		check_deaths();
+		for (i = busy = 0; i < MAX_PROCS; i++) {
+			m = &shm->member[i];
+			busy += __atomic_load_n(&m->used, __ATOMIC_ACQUIRE) &&
+				__atomic_load_n(&m->paused,
+						__ATOMIC_ACQUIRE) != round;
+		}
+	} while (busy && now() < deadline && !failed());
+	if (busy) {
+		rounds_unchecked++;
+	} else {
+		check_kernel(false);
+		rounds_checked++;
+	}
+	__atomic_store_n(&shm->pause, 0, __ATOMIC_RELEASE);
+	if (!rounds_checked && rounds_unchecked > 1)
+		fail("%u rounds, and in none all members came to rest within %u s",
+		     rounds_unchecked, REST_SECONDS);
 }
 
 /* Members that neither rest nor get on sleep on something that never comes. */
@@ -3015,20 +3372,6 @@ static void check_progress(void)
 			fail("member %u (%d) does not get on", i, m->pid);
 		}
 	}
-}
-
-/* Disturbers end on their own; a swapoff may take a while. */
-static void wait_for_children(void)
-{
-	double deadline = now() + REPLY_SECONDS;
-	pid_t pid;
-
-	do {
-		pid = waitpid(-1, NULL, WNOHANG);
-		usleep(1000);
-	} while ((pid >= 0 || errno == EINTR) && now() < deadline);
-	if (pid >= 0)
-		fail("a disturber does not end");
 }
 
 static void print_recent(const struct member *m)
@@ -3053,8 +3396,6 @@ static void run_race(uint64_t seed, double end, uint64_t max_ops)
 	new_family();
 	shm->race = 1;
 	shm->pins = below(&rng, 2);
-	if (shm->system)
-		find_swap();
 	start_disturber(rnd(&rng));
 	start_disturber(rnd(&rng));
 	while (now() < end && shm->ops < max_ops && !failed()) {
@@ -3074,10 +3415,10 @@ static void run_race(uint64_t seed, double end, uint64_t max_ops)
 		check_paused();
 	end_family();
 	wait_for_children();
-	if (swap_path[0])
-		syscall(SYS_swapon, swap_path, 0);
 	if (!failed())
 		check_kernel(false);
+	printf("# rounds with all verified and the kernel checked %u, without %u\n",
+	       rounds_checked, rounds_unchecked);
 	if (failed()) {
 		report_failure("failed", seed, shm->ops);
 		print_recent(&shm->member[shm->failure.who]);
@@ -3091,32 +3432,48 @@ static const char * const vm_names[] = {
 	"thp_collapse_alloc", "ksm_swpin_copy",
 };
 
-#define NR_VM_NAMES		ARRAY_SIZE(vm_names)
+/* All of them in one kernel, some in another, none without contexts. */
+static const char * const cow_names[] = {
+	"walks", "tree_walks", "missed", "unfindable",
+};
 
-static void read_vmstat(long *values)
+#define NR_VM_NAMES		ARRAY_SIZE(vm_names)
+#define NR_NAMES		(NR_VM_NAMES + ARRAY_SIZE(cow_names))
+
+static const char *counter_name(uint32_t i)
+{
+	return i < NR_VM_NAMES ? vm_names[i] : cow_names[i - NR_VM_NAMES];
+}
+
+static void read_counters(long *values)
 {
 	uint32_t i;
 
-	for (i = 0; i < NR_VM_NAMES; i++)
-		values[i] = read_number("/proc/vmstat", vm_names[i]);
+	for (i = 0; i < NR_NAMES; i++)
+		values[i] = read_number(i < NR_VM_NAMES ? "/proc/vmstat" :
+					COW_DIR "stats", counter_name(i));
 }
 
 static void print_counters(const long *before)
 {
-	long after[NR_VM_NAMES];
+	long after[NR_NAMES];
 	uint32_t i;
 
-	read_vmstat(after);
-	printf("# ops %llu failed %llu forks %llu exits %llu verified %llu",
+	read_counters(after);
+	printf("# ops %llu failed %llu forks %llu exits %llu execs %llu",
 	       (unsigned long long)shm->ops, (unsigned long long)shm->failed,
 	       (unsigned long long)shm->forks, (unsigned long long)shm->exits,
-	       (unsigned long long)shm->verified);
-	printf(" disturbed %llu offlined %llu",
+	       (unsigned long long)shm->execs);
+	printf(" verified %llu disturbed %llu offlined %llu soft_offlined %llu",
+	       (unsigned long long)shm->verified,
 	       (unsigned long long)shm->disturbed,
-	       (unsigned long long)shm->offlined);
-	for (i = 0; i < NR_VM_NAMES; i++)
+	       (unsigned long long)shm->offlined,
+	       (unsigned long long)shm->soft_offlined);
+	printf(" swapoffs %llu", (unsigned long long)shm->swapoffs);
+	for (i = 0; i < NR_NAMES; i++)
 		if (after[i] >= 0)
-			printf(" %s %ld", vm_names[i], after[i] - before[i]);
+			printf(" %s %ld", counter_name(i),
+			       after[i] - before[i]);
 	printf("\n");
 }
 
@@ -3330,6 +3687,8 @@ static void look_around(void)
 	shm->stacks = have_stacks();
 	shm->rings = have_rings();
 	shm->huge = have_huge_pages();
+	if (shm->system)
+		find_swap();
 	if (!shm->heap)
 		printf("# brk is left out: it does not grow\n");
 	if (!shm->stacks)
@@ -3375,36 +3734,89 @@ static void show_help(void)
 {
 	fprintf(stderr,
 		"usage: cow_context_fuzz [--seed S] [--seconds N] [--ops N] [--race]\n"
-		"       [--system] [--offline] [--replay FILE] [--max-procs N] [--shrink-seconds N]\n"
-		"       [--self-test]\n");
+		"       [--system] [--offline] [--max-procs N] [--shrink-seconds N]\n"
+		"       [--replay FILE [--disturb]] [--self-test]\n");
 	exit(2);
 }
 
-static uint64_t argument(char **argv, int *i)
+static uint64_t number(const char *text)
 {
 	char *end;
 	uint64_t value;
 
-	if (!argv[++*i])
+	if (!text)
 		show_help();
-	value = strtoull(argv[*i], &end, 0);
-	if (*end || end == argv[*i])
+	value = strtoull(text, &end, 0);
+	if (*end || end == text)
 		show_help();
 	return value;
 }
 
+static void parse(char **argv);
+
+/* The arguments that the sequence in the file was found with. */
+static void parse_file(const char *path)
+{
+	char *argv[16], line[256], *rest;
+	FILE *f = fopen(path, "re");
+	uint32_t n;
+
+	if (!f)
+		die(path);
+	while (fgets(line, sizeof(line), f)) {
+		if (strncmp(line, ARGS_LINE, strlen(ARGS_LINE)))
+			continue;
+		rest = line + strlen(ARGS_LINE);
+		for (n = 0; n < ARRAY_SIZE(argv) - 1; n++) {
+			argv[n] = strtok_r(rest, "\n ", &rest);
+			if (!argv[n])
+				break;
+		}
+		argv[n] = NULL;
+		parse(argv);
+	}
+	fclose(f);
+}
+
+static void parse(char **argv)
+{
+	for (; *argv; argv++) {
+		if (!strcmp(*argv, "--seed"))
+			options.seed = number(*++argv);
+		else if (!strcmp(*argv, "--seconds"))
+			options.seconds = number(*++argv);
+		else if (!strcmp(*argv, "--ops"))
+			options.max_ops = number(*++argv);
+		else if (!strcmp(*argv, "--max-procs"))
+			options.procs = number(*++argv);
+		else if (!strcmp(*argv, "--shrink-seconds"))
+			shrink_seconds = number(*++argv);
+		else if (!strcmp(*argv, "--race"))
+			options.race = true;
+		else if (!strcmp(*argv, "--system"))
+			options.system = true;
+		else if (!strcmp(*argv, "--offline"))
+			options.offline = true;
+		else if (!strcmp(*argv, "--self-test"))
+			options.self_test = true;
+		else if (!strcmp(*argv, "--disturb"))
+			options.disturb = true;
+		else if (!strcmp(*argv, "--replay") && argv[1])
+			options.replay = *++argv;
+		else
+			show_help();
+	}
+}
+
 int main(int argc, char **argv)
 {
-	uint64_t seed = 0, max_ops = 0, seconds = 0, procs = 8;
-	const char *replay_path = NULL, *mode = "ordered";
-	bool race = false, system_wide = false, self_test = false;
-	bool offline = false, ok;
-	long vm_before[NR_VM_NAMES];
-	uint32_t left = 0, nr;
 	struct rlimit rlimit = { RLIM_INFINITY, RLIM_INFINITY };
+	const char *mode = "ordered";
+	long before[NR_NAMES];
+	uint32_t left = 0, nr;
 	struct op *ops;
+	bool repeat, ok;
 	double end;
-	int i;
 
 	/* the break is for the members: malloc() has to use mmap() */
 	mallopt(M_MMAP_THRESHOLD, 0);
@@ -3427,39 +3839,24 @@ int main(int argc, char **argv)
 			acknowledge(me);
 		member_loop();
 	}
-	if (syscall(SYS_getrandom, &seed, 4, 0) != 4)
-		seed = time(NULL);
-	for (i = 1; i < argc; i++) {
-		if (!strcmp(argv[i], "--seed"))
-			seed = argument(argv, &i);
-		else if (!strcmp(argv[i], "--seconds"))
-			seconds = argument(argv, &i);
-		else if (!strcmp(argv[i], "--ops"))
-			max_ops = argument(argv, &i);
-		else if (!strcmp(argv[i], "--max-procs"))
-			procs = argument(argv, &i);
-		else if (!strcmp(argv[i], "--shrink-seconds"))
-			shrink_seconds = argument(argv, &i);
-		else if (!strcmp(argv[i], "--race"))
-			race = true;
-		else if (!strcmp(argv[i], "--system"))
-			system_wide = true;
-		else if (!strcmp(argv[i], "--offline"))
-			offline = true;
-		else if (!strcmp(argv[i], "--self-test"))
-			self_test = true;
-		else if (!strcmp(argv[i], "--replay") && argv[i + 1])
-			replay_path = argv[++i];
-		else
-			show_help();
+	if (syscall(SYS_getrandom, &options.seed, 4, 0) != 4)
+		options.seed = time(NULL);
+	parse(argv + 1);
+	/* what was given now comes last, and overrides */
+	if (options.replay) {
+		parse_file(options.replay);
+		parse(argv + 1);
 	}
-	if (procs < 1 || procs > MAX_PROCS || (race && self_test) ||
-	    (offline && !race))
+	repeat = options.replay && options.seconds;
+	if (options.procs < 1 || options.procs > MAX_PROCS ||
+	    (options.race && (options.self_test || options.replay)) ||
+	    (options.offline && !options.race) ||
+	    (options.disturb && !options.replay))
 		show_help();
-	if (!seconds)
-		seconds = max_ops ? UINT32_MAX : 20;
-	if (!max_ops)
-		max_ops = UINT64_MAX;
+	if (!options.seconds)
+		options.seconds = options.max_ops ? UINT32_MAX : 20;
+	if (!options.max_ops)
+		options.max_ops = UINT64_MAX;
 
 	/* members end unnoticed, orphans too */
 	signal(SIGCHLD, SIG_IGN);
@@ -3473,51 +3870,57 @@ int main(int argc, char **argv)
 	make_shared();
 	map_shared();
 	shm->conductor = getpid();
-	shm->system = system_wide;
-	shm->offline = offline;
-	shm->max_procs = procs;
-	shm->forget = self_test;
+	shm->system = options.system;
+	shm->offline = options.offline;
+	shm->max_procs = options.procs;
+	shm->forget = options.self_test;
 	printf("TAP version 13\n1..1\n");
 	look_around();
-	read_vmstat(vm_before);
-	if (system_wide)
+	read_counters(before);
+	if (options.system)
 		start_ksm();
-	if (race)
+	if (options.race)
 		mode = "race";
-	if (replay_path)
+	if (options.replay)
 		mode = "replay";
 	printf("# %s, seed %llu, %u members, %u nodes, guard pages %u%s\n",
-	       mode, (unsigned long long)seed, shm->max_procs, shm->nodes,
-	       shm->guards, system_wide ? ", system" : "");
+	       mode, (unsigned long long)options.seed, shm->max_procs, shm->nodes,
+	       shm->guards, options.system ? ", system" : "");
 	fflush(stdout);
 
 	check_kernel(true);
-	end = now() + seconds;
+	end = now() + options.seconds;
 	if (failed()) {
-		report_failure("failed", seed, 0);
-	} else if (replay_path) {
-		ops = load(replay_path, &nr);
-		if (replay(ops, nr, &left))
-			report_failure("failed", seed, left);
+		report_failure("failed", options.seed, 0);
+	} else if (options.replay) {
+		ops = load(options.replay, &nr);
+		do
+			replay(ops, nr, &left);
+		while (repeat && !failed() && now() < end);
+		if (failed())
+			report_failure("failed", options.seed, left);
 		free(ops);
-	} else if (race) {
-		run_race(seed, end, max_ops);
+	} else if (options.race) {
+		run_race(options.seed, end, options.max_ops);
 	} else {
-		left = run_ordered(seed, end, max_ops);
+		left = run_ordered(options.seed, end, options.max_ops);
 	}
-	if (system_wide)
+	if (options.system)
 		restore_ksm();
+	/* who turned it off may have been killed */
+	if (shm->swap_path[0])
+		syscall(SYS_swapon, shm->swap_path, 0);
 	restore_huge_pages();
-	print_counters(vm_before);
+	print_counters(before);
 	ok = !failed();
-	if (self_test) {
+	if (options.self_test) {
 		ok = failed() && left && left <= 8;
 		printf("%sok 1 self-test: %s, %u operations left\n",
 		       ok ? "" : "not ", failed() ? "detected" : "undetected",
 		       left);
 	} else {
 		printf("%sok 1 cow_context_fuzz %s seed %llu\n",
-		       ok ? "" : "not ", mode, (unsigned long long)seed);
+		       ok ? "" : "not ", mode, (unsigned long long)options.seed);
 	}
 	return ok ? 0 : 1;
 }
