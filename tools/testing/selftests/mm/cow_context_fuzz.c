@@ -41,6 +41,13 @@
  *    need at once has to be free in the beginning. --system adds what is
  *    missing, and removes it in the end. No other process may take them. Only
  *    whole mappings are moved or protected.
+ *  - A forced write, through /proc/self/mem, to a huge page of hugetlb that may
+ *    only be read never returns once the soft-dirty flag of that mapping has
+ *    been cleared, neither with contexts nor without: follow_huge_pmd() does
+ *    not take an entry that is not soft-dirty, hugetlb_wp() and make_huge_pte()
+ *    make it so only where it becomes writable, and __get_user_pages() tries
+ *    again and again. Such writes are left out; where others may clear the
+ *    flag meanwhile, all forced ones to huge pages that may only be read.
  *  - A hole below a stack is not read to find out whether it is one: reads with
  *    force make it part of the stack, and the kernel complains about others.
  *    mincore() knows.
@@ -291,6 +298,7 @@ struct shared {
 	uint32_t stop;
 	uint32_t pause;			/* number of the round, 0: none */
 	uint32_t race;
+	uint32_t disturb;		/* others act on the members' memory */
 	uint32_t system;
 	uint32_t offline;
 	uint32_t forget;		/* self-test: one update left out */
@@ -731,12 +739,10 @@ static void check_words(uint32_t slot, uint32_t i, const uint64_t *words,
 
 enum { VERIFY_DIRECT, VERIFY_PINNED, VERIFY_PRESENT, VERIFY_FORCED };
 
-/* Untouched pages stay as they are, so that huge pages remain possible. */
-static bool never_touched(uint32_t i)
+static bool read_pagemap(uint32_t i, uint64_t *entry)
 {
 	static int fd = -1;
 	static pid_t owner;
-	uint64_t entry;
 
 	if (owner != getpid()) {
 		if (fd >= 0)
@@ -744,9 +750,28 @@ static bool never_touched(uint32_t i)
 		fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 		owner = getpid();
 	}
-	if (pread(fd, &entry, 8, addr_in(me, i) / PAGE * 8) != 8)
-		return false;
-	return !(entry >> 62);
+	return pread(fd, entry, 8, addr_in(me, i) / PAGE * 8) == 8;
+}
+
+/* Untouched pages stay as they are, so that huge pages remain possible. */
+static bool never_touched(uint32_t i)
+{
+	uint64_t entry;
+
+	return read_pagemap(i, &entry) && !(entry >> 62);
+}
+
+/*
+ * See the rules in the beginning. Of hugetlb the pagemap shows the soft-dirty
+ * flag of the mapping; others may clear it right after it was read.
+ */
+static bool forced_write_returns(uint32_t i)
+{
+	uint64_t entry;
+
+	if (area_of(i) != IN_HUGE || me->pages[i].prot & PROT_WRITE)
+		return true;
+	return !shm->disturb && read_pagemap(i, &entry) && entry >> 55 & 1;
 }
 
 #define MAPPED			0x80
@@ -947,7 +972,8 @@ static void write_pages(uint32_t first, uint32_t nr, uint32_t mode,
 		if (p->kind != VALUE && p->flags & F_FILE && beyond_file(p))
 			continue;
 		if (mode == WRITE_FORCED) {
-			if (mem_fd < 0 || !forced_write(i, value))
+			if (mem_fd < 0 || !forced_write_returns(i) ||
+			    !forced_write(i, value))
 				continue;
 		} else if (!(p->prot & PROT_WRITE)) {
 			continue;
@@ -3870,6 +3896,7 @@ int main(int argc, char **argv)
 	make_shared();
 	map_shared();
 	shm->conductor = getpid();
+	shm->disturb = options.race || options.disturb;
 	shm->system = options.system;
 	shm->offline = options.offline;
 	shm->max_procs = options.procs;
