@@ -72,6 +72,9 @@
  * machine of one's own. Huge pages of hugetlb are left out then, since they do
  * not come back.
  *
+ * Who does not answer for minutes fails. On a slow machine --patience N makes
+ * these limits, and the time to shrink, N times as long.
+ *
  * --self-test shows that the fuzzer can fail: the model forgets what
  * MADV_DONTNEED does, which has to be detected and shrunk to a few lines. Each
  * of 39 more rules, among them what fork() copies, what mremap() moves, what
@@ -186,6 +189,7 @@
 #define CHECK_OPS		2000
 #define REPLY_SECONDS		180
 #define REST_SECONDS		60
+#define START_SECONDS		60
 #define NR_BLOCKS		64	/* of memory, those that exist */
 #define OFFLINE_SECONDS		10
 #define SOFT_MAX		1024	/* pages taken away by one run */
@@ -303,6 +307,7 @@ struct shared {
 	uint32_t offline;
 	uint32_t forget;		/* self-test: one update left out */
 	uint32_t max_procs;
+	uint32_t patience;		/* factor of all time limits */
 	uint32_t guards;		/* the kernel knows guard pages */
 	uint32_t pins;			/* pin pages to read, no MADV_FREE */
 	uint32_t nodes;
@@ -332,13 +337,14 @@ static struct {
 	uint64_t seconds;
 	uint64_t max_ops;
 	uint64_t procs;
+	uint64_t patience;
 	const char *replay;
 	bool race;
 	bool system;
 	bool offline;
 	bool self_test;
 	bool disturb;
-} options = { .procs = 8 };
+} options = { .procs = 8, .patience = 1 };
 
 static struct shared *shm;
 static int shm_fd = -1;
@@ -365,6 +371,12 @@ static double now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec + ts.tv_nsec / 1e9;
+}
+
+/* A limit in seconds, on a machine as slow as this one may be. */
+static double time_limit(uint32_t seconds)
+{
+	return (double)seconds * shm->patience;
 }
 
 static uint64_t rnd(uint64_t *state)
@@ -1952,9 +1964,9 @@ static void release_slot(struct member *m)
 
 static void do_fork(uint32_t slot)
 {
+	double deadline = now() + time_limit(START_SECONDS);
 	struct member *child;
 	pid_t pid;
-	int i;
 
 	if (me->depth + 1 >= MAX_DEPTH ||
 	    !take_slot(slot, me->depth + 1, rnd(&me->rng)))
@@ -1974,11 +1986,9 @@ static void do_fork(uint32_t slot)
 		return;
 	}
 	add(&shm->forks, 1);
-	for (i = 0; !shm->race && i < 100000; i++) {
-		if (__atomic_load_n(&child->pid, __ATOMIC_ACQUIRE))
-			break;
+	while (!shm->race && !__atomic_load_n(&child->pid, __ATOMIC_ACQUIRE) &&
+	       now() < deadline)
 		usleep(20);
-	}
 }
 
 /* The next member with the slot may need them before this one has ended. */
@@ -2752,7 +2762,7 @@ static void on_alarm(int sig)
  */
 static void offline_block(uint64_t *rng)
 {
-	struct itimerval timer = { { 1, 0 }, { OFFLINE_SECONDS, 0 } };
+	struct itimerval timer = { { 1, 0 }, { time_limit(OFFLINE_SECONDS), 0 } };
 	struct sigaction sa = { .sa_handler = on_alarm };
 	char path[60];
 	bool away;
@@ -2848,7 +2858,7 @@ static void start_disturber(uint64_t rng)
 /* Disturbers end on their own; a swapoff may take a while. */
 static void wait_for_children(void)
 {
-	double deadline = now() + REPLY_SECONDS;
+	double deadline = now() + time_limit(REPLY_SECONDS);
 	pid_t pid;
 
 	do {
@@ -2861,7 +2871,7 @@ static void wait_for_children(void)
 
 /* The conductor */
 
-static double shrink_seconds = 60;
+static uint32_t shrink_seconds = 60;
 static uint32_t epoch_ops = 4000;
 static bool unresponsive;
 
@@ -2872,9 +2882,9 @@ static bool gone(pid_t pid)
 
 static void spawn(uint32_t slot, uint64_t rng)
 {
+	double deadline = now() + time_limit(START_SECONDS);
 	struct member *m = &shm->member[slot];
 	pid_t pid;
-	int i;
 
 	if (!take_slot(slot, 0, rng))
 		return;
@@ -2886,8 +2896,8 @@ static void spawn(uint32_t slot, uint64_t rng)
 		member_loop();
 	}
 	/* racing, it may have left again, and all others after it */
-	for (i = 0; !shm->race && !__atomic_load_n(&m->pid, __ATOMIC_ACQUIRE); i++) {
-		if (i == 1000000) {
+	while (!shm->race && !__atomic_load_n(&m->pid, __ATOMIC_ACQUIRE)) {
+		if (now() > deadline) {
 			errno = ETIMEDOUT;
 			die("a new member does not start");
 		}
@@ -2895,10 +2905,32 @@ static void spawn(uint32_t slot, uint64_t rng)
 	}
 }
 
+static void print_file(const char *path, int lines)
+{
+	char line[256];
+	FILE *f = fopen(path, "re");
+
+	while (f && lines-- && fgets(line, sizeof(line), f))
+		printf("# %s", line);
+	if (f)
+		fclose(f);
+}
+
+/* Where it sleeps; if it runs, the kernel's log says where. */
+static void show_stack(pid_t pid)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/%d/stack", pid);
+	print_file(path, 30);
+	if (shm->system)
+		write_file("/proc/sysrq-trigger", "l");
+}
+
 /* Lets @m execute @op and waits for it. */
 static void tell(struct member *m, const struct op *op)
 {
-	double deadline = now() + REPLY_SECONDS;
+	double start = now();
 	pid_t pid = m->pid;
 
 	m->op = *op;
@@ -2916,12 +2948,14 @@ static void tell(struct member *m, const struct op *op)
 			release_slot(m);
 			return;
 		}
-		if (failed() && now() > deadline - REPLY_SECONDS + 5)
+		if (failed() && now() > start + 5)
 			return;
-		if (now() > deadline) {
+		if (now() > start + time_limit(REPLY_SECONDS)) {
 			unresponsive = true;
-			fail("member %u (%d) does not answer",
-			     (uint32_t)(m - shm->member), pid);
+			fail("member %u (%d) does not answer for %.0f s",
+			     (uint32_t)(m - shm->member), pid,
+			     now() - start);
+			show_stack(pid);
 			return;
 		}
 	}
@@ -2963,11 +2997,11 @@ static void end_family(void)
 				continue;
 			}
 			left++;
-			if (pid && now() > start + 10)
+			if (pid && now() > start + time_limit(10))
 				kill(pid, SIGKILL);
 		}
 		usleep(left ? 500 : 0);
-	} while (left && now() < start + REPLY_SECONDS);
+	} while (left && now() < start + time_limit(REPLY_SECONDS));
 	if (left) {
 		unresponsive = true;
 		fail("%u members do not end", left);
@@ -2997,17 +3031,6 @@ static long read_number(const char *path, const char *name)
 	if (f)
 		fclose(f);
 	return value;
-}
-
-static void print_file(const char *path, int lines)
-{
-	char line[256];
-	FILE *f = fopen(path, "re");
-
-	while (f && lines-- && fgets(line, sizeof(line), f))
-		printf("# %s", line);
-	if (f)
-		fclose(f);
 }
 
 #define COW_DIR			"/sys/kernel/debug/cow_context/"
@@ -3182,7 +3205,7 @@ static void drop_forks(struct op *ops, uint32_t *nr, struct op *trial,
 static uint32_t shrink(struct op *ops, uint32_t nr)
 {
 	struct op *trial = malloc(nr * sizeof(*ops));
-	double deadline = now() + shrink_seconds;
+	double deadline = now() + time_limit(shrink_seconds);
 	uint32_t chunk, before;
 
 	if (!trial)
@@ -3353,7 +3376,7 @@ static uint32_t rounds_checked, rounds_unchecked;
 static void check_paused(void)
 {
 	uint32_t i, busy, round = rounds_checked + rounds_unchecked + 1;
-	double deadline = now() + REST_SECONDS;
+	double deadline = now() + time_limit(REST_SECONDS);
 	const struct member *m;
 
 	__atomic_store_n(&shm->pause, round, __ATOMIC_RELEASE);
@@ -3375,8 +3398,8 @@ static void check_paused(void)
 	}
 	__atomic_store_n(&shm->pause, 0, __ATOMIC_RELEASE);
 	if (!rounds_checked && rounds_unchecked > 1)
-		fail("%u rounds, and in none all members came to rest within %u s",
-		     rounds_unchecked, REST_SECONDS);
+		fail("%u rounds, and in none all members came to rest within %.0f s",
+		     rounds_unchecked, time_limit(REST_SECONDS));
 }
 
 /* Members that neither rest nor get on sleep on something that never comes. */
@@ -3393,9 +3416,12 @@ static void check_progress(void)
 		    !since[i]) {
 			seen[i] = m->nr_recent;
 			since[i] = now();
-		} else if (now() > since[i] + REPLY_SECONDS && !failed()) {
+		} else if (now() > since[i] + time_limit(REPLY_SECONDS) &&
+			   !failed()) {
 			my_slot = i;
-			fail("member %u (%d) does not get on", i, m->pid);
+			fail("member %u (%d) does not get on for %.0f s", i,
+			     m->pid, now() - since[i]);
+			show_stack(m->pid);
 		}
 	}
 }
@@ -3761,7 +3787,7 @@ static void show_help(void)
 	fprintf(stderr,
 		"usage: cow_context_fuzz [--seed S] [--seconds N] [--ops N] [--race]\n"
 		"       [--system] [--offline] [--max-procs N] [--shrink-seconds N]\n"
-		"       [--replay FILE [--disturb]] [--self-test]\n");
+		"       [--patience N] [--replay FILE [--disturb]] [--self-test]\n");
 	exit(2);
 }
 
@@ -3815,6 +3841,8 @@ static void parse(char **argv)
 			options.max_ops = number(*++argv);
 		else if (!strcmp(*argv, "--max-procs"))
 			options.procs = number(*++argv);
+		else if (!strcmp(*argv, "--patience"))
+			options.patience = number(*++argv);
 		else if (!strcmp(*argv, "--shrink-seconds"))
 			shrink_seconds = number(*++argv);
 		else if (!strcmp(*argv, "--race"))
@@ -3875,6 +3903,7 @@ int main(int argc, char **argv)
 	}
 	repeat = options.replay && options.seconds;
 	if (options.procs < 1 || options.procs > MAX_PROCS ||
+	    options.patience < 1 || options.patience > 1000 ||
 	    (options.race && (options.self_test || options.replay)) ||
 	    (options.offline && !options.race) ||
 	    (options.disturb && !options.replay))
@@ -3900,6 +3929,7 @@ int main(int argc, char **argv)
 	shm->system = options.system;
 	shm->offline = options.offline;
 	shm->max_procs = options.procs;
+	shm->patience = options.patience;
 	shm->forget = options.self_test;
 	printf("TAP version 13\n1..1\n");
 	look_around();
