@@ -8,8 +8,9 @@
  * also brings its row of the model, in shared memory, up to date; for that it
  * predicts what the system call returns. What is verified:
  *
- *  - the content of pages: four words of each, which name who wrote it when;
- *    pages never written are zero, or show the file in private file mappings;
+ *  - the content of pages: four words of each, which name who wrote it, of
+ *    which generation that is, and when; pages never written are zero, or show
+ *    the file in private file mappings;
  *  - that what is unmapped, without permission, a guard page or beyond the end
  *    of the file faults, and the rest is in /proc/self/maps as it should be;
  *  - that system calls fail when, and as, they have to.
@@ -321,6 +322,9 @@ struct shared {
 	uint64_t forks;
 	uint64_t exits;
 	uint64_t execs;
+	uint64_t executed[NR_OPS];
+	uint64_t generation[MAX_DEPTH];	/* how many members were of it */
+	long ksm_sharing;		/* the most that was seen */
 	uint64_t verified;
 	uint64_t disturbed;
 	uint64_t offlined;
@@ -953,6 +957,13 @@ static void peek(uint32_t slot, uint32_t first, uint32_t nr, bool pin)
 
 enum { WRITE_DIRECT, WRITE_REMOTE, WRITE_FORCED, NR_WRITE };
 
+/* Who writes, of which generation, and when. */
+static uint64_t new_value(uint32_t i, uint32_t seq)
+{
+	return (uint64_t)(my_slot + 1) << 56 | (uint64_t)me->depth << 52 |
+		(uint64_t)seq << 20 | (uint64_t)i << 4;
+}
+
 /* All pages of the range that can be written get the value, or one of it. */
 static void write_pages(uint32_t first, uint32_t nr, uint32_t mode,
 			uint32_t step, uint32_t seq)
@@ -977,8 +988,7 @@ static void write_pages(uint32_t first, uint32_t nr, uint32_t mode,
 		if (seq & 1 << 31)
 			value = 0xc0ULL << 56 | (seq & 0xff) << 4;
 		else
-			value = (uint64_t)(my_slot + 1) << 56 |
-				(uint64_t)seq << 20 | (uint64_t)i << 4;
+			value = new_value(i, seq);
 		if (p->flags & F_UNKNOWN || dead_page(p))
 			continue;
 		if (p->kind != VALUE && p->flags & F_FILE && beyond_file(p))
@@ -1731,8 +1741,7 @@ static bool stack_grows(const struct page *row, uint32_t i, uint32_t next)
 /* It grows before permissions are looked at. */
 static void do_grow(uint32_t i, bool read, uint32_t seq)
 {
-	uint64_t value = (uint64_t)(my_slot + 1) << 56 | (uint64_t)seq << 20 |
-		(uint64_t)i << 4;
+	uint64_t value = new_value(i, seq);
 	struct page *row = me->pages;
 	uint32_t k, next = i;
 	bool grows, touched, good;
@@ -1978,6 +1987,7 @@ static void do_fork(uint32_t slot)
 	pid = fork();
 	if (!pid) {
 		become(slot);
+		add(&shm->generation[me->depth], 1);
 		return;
 	}
 	if (pid < 0) {
@@ -2051,6 +2061,7 @@ static void execute(struct op *op)
 	}
 	if (!may_execute(op))
 		return;
+	add(&shm->executed[op->code], 1);
 	switch (op->code) {
 	case OP_FORK:
 		do_fork(a[0]);
@@ -3033,6 +3044,27 @@ static long read_number(const char *path, const char *name)
 	return value;
 }
 
+static long sysfs_read(const char *path)
+{
+	long value = 0;
+	FILE *f = fopen(path, "re");
+
+	if (f) {
+		if (fscanf(f, "%ld", &value) != 1)
+			value = 0;
+		fclose(f);
+	}
+	return value;
+}
+
+static long ksm_read(const char *name)
+{
+	char path[60];
+
+	snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", name);
+	return sysfs_read(path);
+}
+
 #define COW_DIR			"/sys/kernel/debug/cow_context/"
 
 static long stats_before[2];
@@ -3056,6 +3088,10 @@ static void check_kernel(bool first)
 		fail("%svalidate: wrong: %ld", COW_DIR, value);
 		print_file(COW_DIR "validate", 20);
 	}
+	/* the kernel does not count what it has merged */
+	value = ksm_read("pages_sharing");
+	if (value > shm->ksm_sharing)
+		shm->ksm_sharing = value;
 }
 
 static void verify_all(void)
@@ -3479,40 +3515,61 @@ static void run_race(uint64_t seed, double end, uint64_t max_ops)
 
 /* Counters and the rest */
 
-static const char * const vm_names[] = {
-	"pgmigrate_success", "pswpin", "pswpout", "thp_split_page",
-	"thp_collapse_alloc", "ksm_swpin_copy",
+#define VMSTAT			"/proc/vmstat"
+#define KHUGEPAGED		"/sys/kernel/mm/transparent_hugepage/khugepaged/"
+
+/*
+ * A line of a file, or a file of a directory. Those of contexts: all of them in
+ * one kernel, some in another, none without contexts.
+ */
+static const struct counter {
+	const char *path;
+	const char *name;
+} counters[] = {
+	{ VMSTAT, "pgmigrate_success" },	{ VMSTAT, "thp_migration_success" },
+	{ VMSTAT, "compact_isolated" },		{ VMSTAT, "pswpin" },
+	{ VMSTAT, "pswpout" },			{ VMSTAT, "thp_split_page" },
+	{ VMSTAT, "thp_split_pmd" },		{ VMSTAT, "thp_collapse_alloc" },
+	{ KHUGEPAGED, "pages_collapsed" },	{ VMSTAT, "cow_ksm" },
+	{ VMSTAT, "ksm_swpin_copy" },		{ COW_DIR "stats", "walks" },
+	{ COW_DIR "stats", "tree_walks" },	{ COW_DIR "stats", "missed" },
+	{ COW_DIR "stats", "unfindable" },
 };
 
-/* All of them in one kernel, some in another, none without contexts. */
-static const char * const cow_names[] = {
-	"walks", "tree_walks", "missed", "unfindable",
-};
-
-#define NR_VM_NAMES		ARRAY_SIZE(vm_names)
-#define NR_NAMES		(NR_VM_NAMES + ARRAY_SIZE(cow_names))
-
-static const char *counter_name(uint32_t i)
-{
-	return i < NR_VM_NAMES ? vm_names[i] : cow_names[i - NR_VM_NAMES];
-}
+#define NR_COUNTERS		ARRAY_SIZE(counters)
 
 static void read_counters(long *values)
 {
+	const struct counter *c;
+	char path[100];
 	uint32_t i;
 
-	for (i = 0; i < NR_NAMES; i++)
-		values[i] = read_number(i < NR_VM_NAMES ? "/proc/vmstat" :
-					COW_DIR "stats", counter_name(i));
+	for (i = 0; i < NR_COUNTERS; i++) {
+		c = &counters[i];
+		if (c->path[strlen(c->path) - 1] != '/') {
+			values[i] = read_number(c->path, c->name);
+			continue;
+		}
+		snprintf(path, sizeof(path), "%s%s", c->path, c->name);
+		values[i] = access(path, R_OK) ? -1 : sysfs_read(path);
+	}
 }
 
 static void print_counters(const long *before)
 {
-	long after[NR_NAMES];
+	long after[NR_COUNTERS];
 	uint32_t i;
 
+	printf("# executed:");
+	for (i = 0; i < NR_OPS; i++)
+		if (shm->executed[i])
+			printf(" %s %llu", op_names[i],
+			       (unsigned long long)shm->executed[i]);
+	printf("\n# forked to generation");
+	for (i = 1; i < MAX_DEPTH; i++)
+		printf(" %u: %llu", i, (unsigned long long)shm->generation[i]);
 	read_counters(after);
-	printf("# ops %llu failed %llu forks %llu exits %llu execs %llu",
+	printf("\n# ops %llu failed %llu forks %llu exits %llu execs %llu",
 	       (unsigned long long)shm->ops, (unsigned long long)shm->failed,
 	       (unsigned long long)shm->forks, (unsigned long long)shm->exits,
 	       (unsigned long long)shm->execs);
@@ -3521,10 +3578,11 @@ static void print_counters(const long *before)
 	       (unsigned long long)shm->disturbed,
 	       (unsigned long long)shm->offlined,
 	       (unsigned long long)shm->soft_offlined);
-	printf(" swapoffs %llu", (unsigned long long)shm->swapoffs);
-	for (i = 0; i < NR_NAMES; i++)
+	printf(" swapoffs %llu ksm_sharing %ld",
+	       (unsigned long long)shm->swapoffs, shm->ksm_sharing);
+	for (i = 0; i < NR_COUNTERS; i++)
 		if (after[i] >= 0)
-			printf(" %s %ld", counter_name(i),
+			printf(" %s %ld", counters[i].name,
 			       after[i] - before[i]);
 	printf("\n");
 }
@@ -3650,19 +3708,6 @@ static bool have_rings(void)
 	return ret;
 }
 
-static long sysfs_read(const char *path)
-{
-	long value = 0;
-	FILE *f = fopen(path, "re");
-
-	if (f) {
-		if (fscanf(f, "%ld", &value) != 1)
-			value = 0;
-		fclose(f);
-	}
-	return value;
-}
-
 #define HUGE_DIR		"/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
 static long huge_before = -1;
@@ -3758,14 +3803,6 @@ static void ksm_write(const char *name, long value)
 	snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", name);
 	snprintf(text, sizeof(text), "%ld", value);
 	write_file(path, text);
-}
-
-static long ksm_read(const char *name)
-{
-	char path[60];
-
-	snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", name);
-	return sysfs_read(path);
 }
 
 static void start_ksm(void)
@@ -3866,7 +3903,7 @@ int main(int argc, char **argv)
 {
 	struct rlimit rlimit = { RLIM_INFINITY, RLIM_INFINITY };
 	const char *mode = "ordered";
-	long before[NR_NAMES];
+	long before[NR_COUNTERS];
 	uint32_t left = 0, nr;
 	struct op *ops;
 	bool repeat, ok;
