@@ -36,10 +36,13 @@
  *	  VMA: delta, hugetlb, KSM's index not compared	walk_vmas
  *	  VMA: only the first one of a place		walk_vmas
  *	  VMA: munmap in flight not searched		walk_vmas
+ *	  walk: an mm without users is passed by	random_tree
  *	mm/cow_context_filter.c
  *	  add: the last piece is left out		filter, walk_vmas
  *	  add: large VMAs are left out			filter
  *	  unmapped: nothing is added again		walk_vmas
+ *	  unmapped: made anew without its count		filter
+ *	  publish, move: bits are not set		filter_hooks
  *	mm/cow_context_remap.c
  *	  add: inline record grows over a gap		remap_cases, model
  *	  add: inline record does not grow		remap_cases, model
@@ -55,6 +58,15 @@
  *	  next_remap: goes on with the next range	remap_cases, model
  *	  next_remap: goes on in the middle of a range	remap_cases, model
  *	  has_remap: the tree is not asked		remap_cases, model
+ *	mm/cow_context_anon.c, with CONFIG=pure
+ *	  begin_move: does not take the lock		anon_locks
+ *	  owner: swapped in and shared, yet its own	anon_owners
+ *	  may_map: climbs beyond the origin		anon_owners
+ *	  vma_get: no reference				anon_pins
+ *	  walk: what is unmapped is not looked for	anon_walks
+ *	  walk: ends at an exclusive page		anon_walks
+ *	  walk: keeps its reference			anon_walks
+ *	  KSM: no others are visited			anon_walks_addr
  */
 
 #include <kunit/test.h>
@@ -121,7 +133,10 @@ static struct cow_context *ctx_of(struct test_mm *tm)
 	return tm->mm.cow_context;
 }
 
-/* An mm that is forked from none; NULL if there is no memory. */
+/*
+ * An mm that is forked from none; NULL if there is no memory. It has no user, as
+ * while it exits: its entries count all the same.
+ */
 static struct test_mm *new_mm(struct family *family)
 {
 	struct test_mm *tm = kzalloc_obj(*tm);
@@ -2683,7 +2698,7 @@ static struct vm_area_struct *inherited_vma(struct kunit *test,
 	vma->vm_start = page << PAGE_SHIFT;
 	vma->vm_end = (page + nr_pages) << PAGE_SHIFT;
 	vma->vm_pgoff = page;
-	vma->origin = ctx_of(from);
+	vma->origin = from ? ctx_of(from) : NULL;
 	mmap_write_lock(&tm->mm);
 	vma_set_anon_pgoff(vma, page);
 	cow_filter_add_vma(vma);
@@ -2752,6 +2767,377 @@ static void filter(struct kunit *test)
 	KUNIT_EXPECT_LT(test, hits, others / 10);
 }
 
+/* Bits are set where a VMA comes to have inherited entries, before it has. */
+static void filter_hooks(struct kunit *test)
+{
+	const unsigned long page = 0x10000, nr = 16, more = 64, size = more << PAGE_SHIFT;
+	struct test_mm *root = must_fork(test, NULL), *tm = must_fork(test, root);
+	struct vm_area_struct *from, *vma;
+	unsigned long i;
+
+	/* Fork: it continues the parent's. */
+	from = inherited_vma(test, root, root, page, nr);
+	vma = inherited_vma(test, tm, NULL, page, nr);
+	KUNIT_EXPECT_FALSE(test, meets(tm, page, page + nr - 1));
+	mmap_write_lock(&tm->mm);
+	cow_context_publish_vma(vma, from);
+	mmap_write_unlock(&tm->mm);
+	KUNIT_EXPECT_PTR_EQ(test, vma->origin, ctx_of(root));
+	for (i = page; i < page + nr; i++)
+		KUNIT_EXPECT_TRUE(test, meets(tm, i, i));
+
+	/* It grows, down as stacks do, and up. It was not moved: no record. */
+	KUNIT_EXPECT_FALSE(test, meets(tm, page - more, page - 1));
+	KUNIT_EXPECT_FALSE(test, meets(tm, page + nr, page + nr + more - 1));
+	mmap_write_lock(&tm->mm);
+	KUNIT_EXPECT_EQ(test, 0, cow_context_grow_vma(vma, vma->vm_start - size,
+						      vma->vm_start));
+	KUNIT_EXPECT_EQ(test, 0, cow_context_grow_vma(vma, vma->vm_end,
+						      vma->vm_end + size));
+	mmap_write_unlock(&tm->mm);
+	for (i = page - more; i < page + nr + more; i++)
+		KUNIT_EXPECT_TRUE(test, meets(tm, i, i));
+	KUNIT_EXPECT_EQ(test, cow_context_nr_remaps(ctx_of(tm)), 0);
+
+	/* It takes in what was never faulted: publishes no origin but its size. */
+	vma->vm_end += 4 * size;
+	i = page + nr + 2 * more;
+	KUNIT_EXPECT_FALSE(test, meets(tm, i, i + 2 * more - 1));
+	mmap_write_lock(&tm->mm);
+	cow_context_publish_vma(vma, vma);
+	mmap_write_unlock(&tm->mm);
+	for (; i < page + nr + 4 * more; i++)
+		KUNIT_EXPECT_TRUE(test, meets(tm, i, i));
+
+	/* All that is nothing to whose own it is. */
+	KUNIT_EXPECT_FALSE(test, meets(root, page - more, page + nr + 4 * more));
+	vm_area_free(vma);
+	vm_area_free(from);
+}
+
+#ifdef CONFIG_COW_CONTEXT_ANON_RMAP
+/* -------------------------------------------------------------------------
+ * Without anon_vma: what mm/rmap.c, mm/ksm.c and others ask.
+ */
+
+#define NR_SHARERS	3
+
+/**
+ * struct sharing - a page that an mm, its child and grandchild may map
+ * @tm: The mms.
+ * @vma: A VMA in each, at the same address, inherited from the first.
+ * @folio: The folio, locked, of the first mm; at the second page of each VMA.
+ * @addr: Where it is in all of them.
+ * @visits: How often each was visited.
+ * @strange: Visits of something else, or elsewhere.
+ */
+struct sharing {
+	struct test_mm *tm[NR_SHARERS];
+	struct vm_area_struct *vma[NR_SHARERS];
+	struct folio *folio;
+	unsigned long addr;
+	unsigned int visits[NR_SHARERS];
+	unsigned int strange;
+};
+
+static void own_folio(struct sharing *s, unsigned int i)
+{
+	s->folio->mapping = (void *)ctx_of(s->tm[i]) + FOLIO_MAPPING_ANON;
+}
+
+/* As if there was an entry for it somewhere, or not. */
+static void map_folio(struct sharing *s, bool mapped)
+{
+	atomic_set(&s->folio->_mapcount, mapped ? 0 : -1);
+}
+
+static unsigned int refs_of(struct sharing *s, unsigned int i)
+{
+	return refcount_read(&ctx_of(s->tm[i])->refs);
+}
+
+/* The mm unmaps it. */
+static void unshare_mm(struct sharing *s, unsigned int i)
+{
+	struct mm_struct *mm = &s->tm[i]->mm;
+
+	mmap_write_lock(mm);
+	cow_context_lock(mm);
+	__mt_destroy(&mm->mm_mt);
+	cow_context_unlock(mm);
+	mmap_write_unlock(mm);
+	vm_area_free(s->vma[i]);
+	s->vma[i] = NULL;
+}
+
+static void end_sharing(struct sharing *s)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_SHARERS; i++)
+		if (s->vma[i])
+			unshare_mm(s, i);
+	map_folio(s, false);
+	own_folio(s, 0);
+	ClearPageAnonExclusive(&s->folio->page);
+	s->folio->mapping = NULL;
+	folio_unlock(s->folio);
+	folio_put(s->folio);
+}
+
+static struct sharing *begin_sharing(struct kunit *test)
+{
+	const unsigned long page = 0x10000, nr = 4;
+	struct sharing *s = kunit_kzalloc(test, sizeof(*s), GFP_KERNEL);
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, s);
+	s->addr = (page + 1) << PAGE_SHIFT;
+	for (i = 0; i < NR_SHARERS; i++) {
+		struct mm_struct *mm;
+
+		s->tm[i] = must_fork(test, i ? s->tm[i - 1] : NULL);
+		s->vma[i] = inherited_vma(test, s->tm[i], s->tm[0], page, nr);
+		mm = &s->tm[i]->mm;
+
+		MA_STATE(mas, &mm->mm_mt, s->vma[i]->vm_start,
+			 s->vma[i]->vm_end - 1);
+
+		mmap_write_lock(mm);
+		KUNIT_EXPECT_EQ(test, 0, mas_store_gfp(&mas, s->vma[i], GFP_KERNEL));
+		mmap_write_unlock(mm);
+	}
+	s->folio = folio_alloc(GFP_KERNEL, 0);
+	KUNIT_ASSERT_NOT_NULL(test, s->folio);
+	KUNIT_EXPECT_TRUE(test, folio_trylock(s->folio));
+	s->folio->index = page + 1;
+	own_folio(s, 0);
+	return s;
+}
+
+/* Who was visited since the last time, as the digits of a number. */
+static unsigned int visited(struct kunit *test, struct sharing *s)
+{
+	const unsigned int sum = 100 * s->visits[0] + 10 * s->visits[1] +
+		s->visits[2];
+
+	KUNIT_EXPECT_EQ(test, s->strange, 0);
+	memset(s->visits, 0, sizeof(s->visits));
+	s->strange = 0;
+	return sum;
+}
+
+static bool visit_sharer(struct folio *folio, struct vm_area_struct *vma,
+			 unsigned long addr, void *arg)
+{
+	struct sharing *s = arg;
+	unsigned int i;
+
+	for (i = 0; i < NR_SHARERS && s->vma[i] != vma; i++)
+		;
+	if (i < NR_SHARERS && folio == s->folio && addr == s->addr)
+		s->visits[i]++;
+	else
+		s->strange++;
+	return true;
+}
+
+static bool visit_one_sharer(struct folio *folio, struct vm_area_struct *vma,
+			     unsigned long addr, void *arg)
+{
+	visit_sharer(folio, vma, addr, arg);
+	return false;
+}
+
+/* Who looks for entries of migration finds those of what is not mapped. */
+static void anon_walks(struct kunit *test)
+{
+	struct sharing *s = begin_sharing(test);
+	struct rmap_walk_control must = { .rmap_one = visit_sharer, .arg = s };
+	struct rmap_walk_control may = must;
+	unsigned int i, refs;
+
+	may.need_mapped = true;
+	rmap_walk_anon(s->folio, &must, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 111);
+	rmap_walk_anon(s->folio, &may, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 0);
+
+	map_folio(s, true);
+	refs = refs_of(s, 0);
+	for (i = 0; i < 3; i++) {
+		rmap_walk_anon(s->folio, &may, false);
+		KUNIT_EXPECT_EQ(test, visited(test, s), 111);
+	}
+	KUNIT_EXPECT_EQ(test, refs_of(s, 0), refs);
+	rmap_walk_anon(s->folio, &must, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 111);
+	KUNIT_EXPECT_EQ(test, refs_of(s, 0), refs);
+
+	must.rmap_one = visit_one_sharer;
+	rmap_walk_anon(s->folio, &must, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 100);
+	must.rmap_one = visit_sharer;
+
+	/* What a child reuses stays its ancestor's, who may be dead. */
+	SetPageAnonExclusive(&s->folio->page);
+	rmap_walk_anon(s->folio, &may, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 111);
+	unshare_mm(s, 0);
+	detach_mm(s->tm[0]);
+	rmap_walk_anon(s->folio, &may, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 11);
+	rmap_walk_anon(s->folio, &must, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 11);
+	expect_sane(test);
+	end_sharing(s);
+}
+
+#ifdef CONFIG_KSM
+/* One mm at one address; in a second pass all others that may have it there. */
+static void anon_walks_addr(struct kunit *test)
+{
+	struct sharing *s = begin_sharing(test);
+	struct rmap_walk_control rwc = { .rmap_one = visit_sharer, .arg = s };
+	struct anon_rmap_addr ara = {
+		.index = s->folio->index,
+		.addr = s->addr,
+	};
+	unsigned int i;
+
+	for (i = 0; i < NR_SHARERS; i++) {
+		static const unsigned int first[] = { 100, 10, 1 };
+		static const unsigned int others[] = { 11, 1, 0 };
+
+		ara.rmap = vma_get_anon_rmap(s->vma[i]);
+		ara.mm = &s->tm[i]->mm;
+		ara.others = false;
+		KUNIT_EXPECT_TRUE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
+		KUNIT_EXPECT_EQ(test, visited(test, s), first[i]);
+		ara.others = true;
+		KUNIT_EXPECT_TRUE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
+		KUNIT_EXPECT_EQ(test, visited(test, s), others[i]);
+		anon_rmap_put(ara.rmap);
+	}
+
+	/* Who has another page offset there is not visited, and enough is enough. */
+	ara.rmap = vma_get_anon_rmap(s->vma[0]);
+	ara.mm = &s->tm[0]->mm;
+	mmap_write_lock(&s->tm[1]->mm);
+	vma_set_anon_pgoff(s->vma[1], s->folio->index);
+	mmap_write_unlock(&s->tm[1]->mm);
+	KUNIT_EXPECT_TRUE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
+	KUNIT_EXPECT_EQ(test, visited(test, s), 1);
+	rwc.rmap_one = visit_one_sharer;
+	KUNIT_EXPECT_FALSE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
+	KUNIT_EXPECT_EQ(test, visited(test, s), 1);
+	anon_rmap_put(ara.rmap);
+	end_sharing(s);
+}
+#endif
+
+/* The owner of what is mapped lies between the mm and the origin of its VMA. */
+static void anon_owners(struct kunit *test)
+{
+	struct sharing *s = begin_sharing(test);
+	unsigned int mm, origin, owner;
+
+	for (mm = 0; mm < NR_SHARERS; mm++) {
+		struct vm_area_struct *vma = s->vma[mm];
+
+		for (origin = 0; origin <= mm; origin++) {
+			vma->origin = ctx_of(s->tm[origin]);
+			KUNIT_EXPECT_EQ(test, vma_anon_is_fork_child(vma), origin < mm);
+			KUNIT_EXPECT_PTR_EQ(test, vma_anon_owner(vma, true),
+					    (void *)ctx_of(s->tm[mm]));
+			KUNIT_EXPECT_PTR_EQ(test, vma_anon_owner(vma, false),
+					    (void *)ctx_of(s->tm[origin]));
+			for (owner = 0; owner < NR_SHARERS; owner++) {
+				own_folio(s, owner);
+				KUNIT_EXPECT_EQ(test, folio_anon_may_map(s->folio, vma),
+						origin <= owner && owner <= mm);
+			}
+		}
+
+		/* Unfaulted, or not an anonymous folio. */
+		vma->origin = NULL;
+		own_folio(s, 0);
+		KUNIT_EXPECT_FALSE(test, folio_anon_may_map(s->folio, vma));
+		vma->origin = ctx_of(s->tm[0]);
+		s->folio->mapping = NULL;
+		KUNIT_EXPECT_FALSE(test, folio_anon_may_map(s->folio, vma));
+	}
+	end_sharing(s);
+}
+
+/* Each pin is a reference, which goes with it. */
+static void anon_pins(struct kunit *test)
+{
+	struct sharing *s = begin_sharing(test);
+	struct anon_rmap *rmap;
+	unsigned int i, refs;
+
+	for (i = 0; i < NR_SHARERS; i++) {
+		own_folio(s, i);
+		refs = refs_of(s, i);
+		KUNIT_EXPECT_NULL(test, folio_get_anon_rmap(s->folio));
+		KUNIT_EXPECT_NULL(test, folio_anon_split_begin(s->folio));
+		KUNIT_EXPECT_EQ(test, refs_of(s, i), refs);
+
+		map_folio(s, true);
+		rmap = folio_get_anon_rmap(s->folio);
+		KUNIT_EXPECT_PTR_EQ(test, rmap, folio_anon_rmap(s->folio));
+		KUNIT_ASSERT_EQ(test, refs_of(s, i), refs + 1);
+		anon_rmap_put(rmap);
+		KUNIT_EXPECT_EQ(test, refs_of(s, i), refs);
+
+		rmap = folio_anon_split_begin(s->folio);
+		KUNIT_EXPECT_PTR_EQ(test, rmap, folio_anon_rmap(s->folio));
+		KUNIT_ASSERT_EQ(test, refs_of(s, i), refs + 1);
+		folio_anon_split_end(rmap);
+		KUNIT_EXPECT_EQ(test, refs_of(s, i), refs);
+		map_folio(s, false);
+
+		/* The mm's owner, whatever the VMA's origin. */
+		rmap = vma_get_anon_rmap(s->vma[i]);
+		KUNIT_EXPECT_PTR_EQ(test, rmap, folio_anon_rmap(s->folio));
+		KUNIT_ASSERT_EQ(test, refs_of(s, i), refs + 1);
+		anon_rmap_put(rmap);
+		KUNIT_EXPECT_EQ(test, refs_of(s, i), refs);
+	}
+	expect_sane(test);
+	end_sharing(s);
+}
+
+/* Who changes ranges or moves entries keeps walks out of that mm. */
+static void anon_locks(struct kunit *test)
+{
+	struct sharing *s = begin_sharing(test);
+	struct vm_area_struct *vma = s->vma[1];
+	struct vma_prepare vp = { .vma = vma };
+	struct rw_semaphore *rwsem = &ctx_of(s->tm[1])->rwsem;
+
+	mmap_write_lock(vma->vm_mm);
+	anon_rmap_begin_move(vma, false);
+	KUNIT_EXPECT_TRUE(test, rwsem_is_locked(rwsem));
+	anon_rmap_end_move(vma, false);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(rwsem));
+
+	anon_rmap_begin_adjust(&vp);
+	KUNIT_EXPECT_TRUE(test, rwsem_is_locked(rwsem));
+	anon_rmap_end_adjust(&vp);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(rwsem));
+
+	KUNIT_EXPECT_EQ(test, anon_rmap_lock_all(vma->vm_mm), 0);
+	KUNIT_EXPECT_TRUE(test, rwsem_is_locked(rwsem));
+	anon_rmap_unlock_all(vma->vm_mm);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(rwsem));
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&ctx_of(s->tm[0])->rwsem));
+	mmap_write_unlock(vma->vm_mm);
+	end_sharing(s);
+}
+#endif /* CONFIG_COW_CONTEXT_ANON_RMAP */
+
 static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE(mm_life_cycle),
 	KUNIT_CASE(new_is_alone),
@@ -2767,6 +3153,16 @@ static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE_PARAM(remap_model, model_gen_params),
 	KUNIT_CASE_PARAM(walk_vmas, vma_gen_params),
 	KUNIT_CASE(filter),
+	KUNIT_CASE(filter_hooks),
+#ifdef CONFIG_COW_CONTEXT_ANON_RMAP
+	KUNIT_CASE(anon_walks),
+#ifdef CONFIG_KSM
+	KUNIT_CASE(anon_walks_addr),
+#endif
+	KUNIT_CASE(anon_owners),
+	KUNIT_CASE(anon_pins),
+	KUNIT_CASE(anon_locks),
+#endif
 	KUNIT_CASE(races),
 	{}
 };
