@@ -435,6 +435,13 @@ static long op_map_hugetlb(char *addr, long nr, long b, long c)
 	return p == addr ? 0 : -errno;
 }
 
+static long op_map_stack(char *addr, long nr, long b, long c)
+{
+	char *p = mmap(addr, nr * page, RW, ANON_FIXED | MAP_GROWSDOWN, -1, 0);
+
+	return p == addr ? 0 : -errno;
+}
+
 static long op_map_file(char *addr, long nr, long fd, long c)
 {
 	char *p = mmap(addr, nr * page, RW, MAP_PRIVATE | MAP_FIXED, fd, 0);
@@ -2905,18 +2912,28 @@ FIXTURE_TEARDOWN(cow_context_hugetlb)
 		hugetlb_set_nr_default_pages(self->nr_before);
 }
 
+/* Why the tests below cannot run, or NULL. */
+static const char *lacks_hugetlb(void)
+{
+	const size_t size = default_huge_page_size();
+
+	if (!size || 2 * size / page > MAX_PAGES || 2 * size > area_size)
+		return "no huge pages, or too large ones";
+	return hugetlb_free_default_pages() < 20 ? "20 huge pages cannot be had" :
+						   NULL;
+}
+
 TEST_F_TIMEOUT(cow_context_hugetlb, private, TEST_SECONDS)
 {
 	size_t size = default_huge_page_size();
 	char *a = area(0), *b = area(1);
 	long one = size / page, n = 2 * one;
+	const char *why = lacks_hugetlb();
 	pid_t *pid = &member[0].pid;
 	int nr;
 
-	if (!size || n > MAX_PAGES || 2 * size > area_size)
-		SKIP(return, "no huge pages, or too large ones");
-	if (hugetlb_free_default_pages() < 20)
-		SKIP(return, "20 huge pages cannot be had");
+	if (why)
+		SKIP(return, "%s", why);
 
 	OK(call(0, op_map_hugetlb, a, n, 0, 0));
 	FILL(0, a, n, 1);
@@ -2962,6 +2979,87 @@ TEST_F_TIMEOUT(cow_context_hugetlb, private, TEST_SECONDS)
 	CHECK_FROM(1, b + size, one, 1, one);
 	CHECK(2, a, one, 3);
 	CHECK(2, b, n, 1);
+}
+
+/*
+ * The parent has huge pages where its child still has what both had before, and
+ * the reverse. Who looks for pages of the one kind must not take a VMA of the
+ * other for theirs.
+ */
+TEST_F_TIMEOUT(cow_context_hugetlb, replaced, TEST_SECONDS)
+{
+	size_t size = default_huge_page_size();
+	char *a = area(0), *b = area(1);
+	const char *why = lacks_hugetlb();
+	long one = size / page;
+	int i;
+
+	if (why)
+		SKIP(return, "%s", why);
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	OK(call(0, op_map_hugetlb, b, one, 0, 0));
+	FILL(0, b, one, 2);
+	OK(fork_member(0, 1));
+	OK(call(0, op_unmap, a, PAGES, 0, 0));
+	OK(call(0, op_map_hugetlb, a, one, 0, 0));
+	FILL(0, a, one, 3);
+	OK(call(0, op_unmap, b, one, 0, 0));
+	OK(call(0, op_map, b, PAGES, 0, 0));
+	FILL(0, b, PAGES, 4);
+	OK(fork_member(0, 2));
+
+	for (i = 0; i < 2; i++) {
+		OK(__migrate(member[2 * i].pid, a, 1, size));
+		OK(migrate_all(2 * i, b, PAGES));
+		OK(migrate_all(1, a, PAGES));
+		OK(__migrate(member[1].pid, b, 1, size));
+		TOGETHER(0, a, 2, a, one);
+		TOGETHER(0, b, 2, b, PAGES);
+		APART(0, a, 1, a, PAGES);
+		APART(0, b, 1, b, PAGES);
+	}
+	OK(page_out(1, a, PAGES));
+	OK(page_out(2, b, PAGES));
+	CHECK(0, a, one, 3);
+	CHECK(0, b, PAGES, 4);
+	CHECK(1, a, PAGES, 1);
+	CHECK(1, b, one, 2);
+	CHECK(2, a, one, 3);
+	CHECK(2, b, PAGES, 4);
+}
+
+/* They are moved to and fro while they are migrated. */
+TEST_F_TIMEOUT(cow_context_hugetlb, race_migration, TEST_SECONDS)
+{
+	size_t size = default_huge_page_size();
+	char *a = area(0), *b = area(1), *list[4];
+	const char *why = lacks_hugetlb();
+	long n = 2 * size / page;
+	int i;
+
+	if (why)
+		SKIP(return, "%s", why);
+
+	for (i = 0; i < 4; i++)
+		list[i] = (i < 2 ? a : b) + i % 2 * size;
+	OK(call(0, op_map_hugetlb, a, n, 0, 0));
+	FILL(0, a, n, 1);
+	OK(fork_member(0, 1));
+	start_race(ABOUT(MIGRATED) | ABOUT(WALKS));
+	OK(tell(0, op_shuttle, a, n, (long)b, 2));
+	migrate_until_end(0, list, 4);
+	end_race(_metadata, answer(0));
+
+	OK(__migrate(member[0].pid, a, 2, size));
+	TOGETHER(0, a, 1, a, n);
+	MOVE(1, a, n, b, 0);
+	OK(__migrate(member[0].pid, a, 2, size));
+	OK(__migrate(member[1].pid, b, 2, size));
+	TOGETHER(0, a, 1, b, n);
+	CHECK(0, a, n, 1);
+	CHECK(1, b, n, 1);
 }
 
 /*
@@ -3922,10 +4020,27 @@ TEST_F_TIMEOUT(cow_context, records_go, TEST_SECONDS)
 }
 
 /*
- * A child's VMA, inherited, grows; the second child's by a little, up to memory
- * that was never touched, which it takes in. What is in the new part goes to
- * swap, is inherited, and comes back as shared: then it is nobody's own.
+ * What is in the new part of a VMA that was inherited and has grown goes to swap,
+ * is inherited, and comes back as shared: then it is nobody's own.
  */
+static void check_grown(struct __test_metadata *_metadata, int nr, char *part,
+			long pages)
+{
+	OK(page_out(nr, part, pages));
+	OK(fork_member(nr, nr + 1));
+	CHECK(nr + 1, part, pages, 2);
+	CHECK(nr, part, pages, 2);
+	TOGETHER(nr, part, nr + 1, part, pages);
+	OK(migrate_all(nr, part, pages));
+	TOGETHER(nr, part, nr + 1, part, pages);
+	OK(migrate_all(nr + 1, part, pages));
+	TOGETHER(nr, part, nr + 1, part, pages);
+	OK(page_out(nr + 1, part, pages));
+	CHECK(nr, part, pages, 2);
+	CHECK(nr + 1, part, pages, 2);
+}
+
+/* The second child's grows by a little, up to memory that was never touched. */
 TEST_F_TIMEOUT(cow_context, inherited_grows, TEST_SECONDS)
 {
 	char *a = area(0), *b = a + PAGES * page;
@@ -3944,18 +4059,28 @@ TEST_F_TIMEOUT(cow_context, inherited_grows, TEST_SECONDS)
 		OK(call(nr, op_grow, a, PAGES, gap, 0));
 		ASSERT_TRUE(is_one_vma(nr, a, PAGES + more));
 		FILL(nr, b, more, 2);
-		OK(page_out(nr, b, more));
-		OK(fork_member(nr, nr + 1));
-		CHECK(nr + 1, b, more, 2);
-		CHECK(nr, b, more, 2);
-		TOGETHER(nr, b, nr + 1, b, more);
-		OK(migrate_all(nr, b, more));
-		TOGETHER(nr, b, nr + 1, b, more);
-		OK(migrate_all(nr + 1, b, more));
-		TOGETHER(nr, b, nr + 1, b, more);
-		OK(page_out(nr + 1, b, more));
-		CHECK(nr, b, more, 2);
-		CHECK(nr + 1, b, more, 2);
+		check_grown(_metadata, nr, b, more);
+	}
+	CHECK(0, a, PAGES, 1);
+}
+
+/* One like a stack grows by itself, to the lowest page that is touched. */
+TEST_F_TIMEOUT(cow_context, inherited_stack_grows, TEST_SECONDS)
+{
+	char *a = area(1);
+	int nr;
+
+	OK(call(0, op_map_stack, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	for (nr = 1; nr < 5; nr += 2) {
+		const long more = nr == 1 ? 32 * PAGES : 5 * PAGES;
+		char *low = a - more * page;
+
+		OK(fork_member(0, nr));
+		OK(call(nr, op_unmap, low, more, 0, 0));
+		FILL(nr, low, more, 2);
+		ASSERT_TRUE(is_one_vma(nr, low, more + PAGES));
+		check_grown(_metadata, nr, low, more);
 	}
 	CHECK(0, a, PAGES, 1);
 }
