@@ -47,8 +47,9 @@ need() {
 	) || exit
 }
 
-# jobs_max: how many compilers at once; JOBS=n overrides
-jobs_max() { echo "${JOBS:-$(nproc)}"; }
+# jobs_max: how many compilers at once, one of which waits for the disk; JOBS=n
+# overrides
+jobs_max() { echo "${JOBS:-$(($(nproc) + 1))}"; }
 
 # git_env: git as if nobody had ever configured it
 git_env() {
@@ -65,6 +66,9 @@ as_nobody() {
 
 # need_kernel: what it takes to compile a kernel
 need_kernel() { need gcc make flex bison bc libelf-dev libssl-dev ccache python3 perl kmod xz-utils cpio; }
+
+# need_selftests: and the mm selftests and their disk
+need_selftests() { need gcc make rsync libc6-dev libnuma-dev libcap-dev liburing-dev e2fsprogs; }
 
 # kmake SOURCE BUILD-DIR ARGUMENT...: the kernel's make, the same result every time
 kmake() {
