@@ -17,6 +17,7 @@ help:
 	@echo 'make model      the protocol in Promela: all interleavings, and what breaks it'
 	@echo 'make fuzz       SECONDS=60 SEED=n in CONFIG: random operations, and a model'
 	@echo 'make soak       SECONDS=1800: the racing half of it, short of memory, and that goes offline'
+	@echo 'make kcsan      data races of our files, in pure mode'
 	@echo 'make mutations  broken on purpose: is each reported? (ONLY=slug)'
 	@echo 'make bench      anon_vma against contexts: instructions, memory, plots'
 	@echo 'make objdiff    what the series does to mm/ objects while its options are off'
@@ -53,6 +54,9 @@ model:
 	@harness/model/check
 mutations: compose
 	@harness/mutate $(ONLY)
+kcsan: compose
+	@harness/build kcsan
+	@harness/kcsan $(SECONDS)
 objdiff: compose
 	@harness/build base
 	@harness/objdiff
@@ -66,4 +70,4 @@ clean:
 	@[ ! -d out/linux ] || harness/compose
 	[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
-.PHONY: help run test kernel boot shell compose export check kunit bench fuzz soak model mutations objdiff archs count fetch clean
+.PHONY: help run test kernel boot shell compose export check kunit bench fuzz soak model kcsan mutations objdiff archs count fetch clean
