@@ -149,6 +149,25 @@ void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 }
 
 /**
+ * cow_context_assert_moved - cow_context_assert_pte() for a PTE on the move
+ * @vma: The VMA it is moved to.
+ * @addr: The user address there.
+ * @pte: What will be there.
+ *
+ * Also, that walks are kept out: it is in no page table now. If a walk is inside
+ * just then, nothing is said.
+ *
+ * Context: Page table locks of both places. Does not sleep. Empty without
+ * CONFIG_DEBUG_VM.
+ */
+void cow_context_assert_moved(struct vm_area_struct *vma, unsigned long addr,
+			      pte_t pte)
+{
+	VM_WARN_ON_ONCE(!rwsem_is_locked(&vma->vm_mm->cow_context->rwsem));
+	cow_context_assert_pte(vma, addr, pte);
+}
+
+/**
  * cow_context_assert_pmd - cow_context_assert_findable() for a PMD
  * @vma: The VMA.
  * @addr: The user address.

@@ -152,6 +152,8 @@ void cow_context_assert_findable(const struct folio *folio,
 				 unsigned long addr);
 void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte);
+void cow_context_assert_moved(struct vm_area_struct *vma, unsigned long addr,
+			      pte_t pte);
 void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
 			    pmd_t pmd);
 #else
@@ -161,6 +163,8 @@ static inline void cow_context_assert_findable(const struct folio *folio,
 					       unsigned long addr) {}
 static inline void cow_context_assert_pte(struct vm_area_struct *vma,
 					  unsigned long addr, pte_t pte) {}
+static inline void cow_context_assert_moved(struct vm_area_struct *vma,
+					    unsigned long addr, pte_t pte) {}
 static inline void cow_context_assert_pmd(struct vm_area_struct *vma,
 					  unsigned long addr, pmd_t pmd) {}
 #endif
