@@ -154,8 +154,7 @@ void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
  * @addr: The user address there.
  * @pte: What will be there.
  *
- * Also, that walks are kept out: it is in no page table now. If a walk is inside
- * just then, nothing is said.
+ * Also, that walks are kept out: it is in no page table now.
  *
  * Context: Page table locks of both places. Does not sleep. Empty without
  * CONFIG_DEBUG_VM.
@@ -163,7 +162,7 @@ void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 void cow_context_assert_moved(struct vm_area_struct *vma, unsigned long addr,
 			      pte_t pte)
 {
-	VM_WARN_ON_ONCE(!rwsem_is_locked(&vma->vm_mm->cow_context->rwsem));
+	rwsem_assert_held_write(&vma->vm_mm->cow_context->rwsem);
 	cow_context_assert_pte(vma, addr, pte);
 }
 
