@@ -73,8 +73,9 @@
  * machine of one's own. Huge pages of hugetlb are left out then, since they do
  * not come back.
  *
- * Who does not answer for minutes fails. On a slow machine --patience N makes
- * these limits, and the time to shrink, N times as long.
+ * Who neither answers nor gets on to the next page for minutes fails. On a slow
+ * machine --patience N makes these limits, and the time to shrink, N times as
+ * long.
  *
  * --self-test shows that the fuzzer can fail: the model forgets what
  * MADV_DONTNEED does, which has to be detected and shrunk to a few lines. Each
@@ -189,7 +190,7 @@
 #define NR_RECENT		64
 #define CHECK_OPS		2000
 #define REPLY_SECONDS		180
-#define REST_SECONDS		60
+#define REST_SECONDS		180
 #define START_SECONDS		60
 #define NR_BLOCKS		64	/* of memory, those that exist */
 #define OFFLINE_SECONDS		10
@@ -281,6 +282,7 @@ struct member {
 	uint32_t posted;		/* futex: operations told */
 	uint32_t done;			/* futex: operations executed */
 	uint32_t paused;		/* the last round that it rested in */
+	uint32_t progress;		/* operations and pages, it moves on */
 	uint64_t rng;
 	struct op op;
 	uint32_t nr_recent;
@@ -400,6 +402,12 @@ static uint32_t below(uint64_t *state, uint32_t limit)
 static void add(uint64_t *counter, uint64_t n)
 {
 	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
+}
+
+/* Who does this now and then is slow, and not stuck. */
+static void get_on(void)
+{
+	__atomic_store_n(&me->progress, me->progress + 1, __ATOMIC_RELAXED);
 }
 
 static long futex(uint32_t *word, int what, uint32_t value, double timeout)
@@ -863,6 +871,7 @@ static void verify(uint32_t first, uint32_t nr, uint32_t mode)
 	for (i = first; i < first + nr && !failed(); i++) {
 		struct page *p = &me->pages[i];
 
+		get_on();
 		if (p->flags & F_UNKNOWN || (many && p->kind == NONE))
 			continue;
 		if (mode == VERIFY_PRESENT && p->kind == ZERO &&
@@ -937,6 +946,7 @@ static void peek(uint32_t slot, uint32_t first, uint32_t nr, bool pin)
 		struct page *p = &m->pages[i];
 		bool readable = !dead_page(p) && p->prot & PROT_READ;
 
+		get_on();
 		if (p->flags & F_UNKNOWN ||
 		    (p->kind == NONE && area_of(i) == IN_STACKS))
 			continue;
@@ -984,6 +994,7 @@ static void write_pages(uint32_t first, uint32_t nr, uint32_t mode,
 	for (i = first; i < first + nr; i += step) {
 		struct page *p = &me->pages[i];
 
+		get_on();
 		/* few values that all have for KSM, or one for every page */
 		if (seq & 1 << 31)
 			value = 0xc0ULL << 56 | (seq & 0xff) << 4;
@@ -2680,6 +2691,7 @@ static void execute_recorded(struct op *op)
 {
 	me->recent[me->nr_recent % NR_RECENT] = *op;
 	me->nr_recent++;
+	get_on();
 	execute(op);
 }
 
@@ -2941,7 +2953,8 @@ static void show_stack(pid_t pid)
 /* Lets @m execute @op and waits for it. */
 static void tell(struct member *m, const struct op *op)
 {
-	double start = now();
+	double start = now(), since = start;
+	uint32_t progress, seen = 0;
 	pid_t pid = m->pid;
 
 	m->op = *op;
@@ -2961,11 +2974,15 @@ static void tell(struct member *m, const struct op *op)
 		}
 		if (failed() && now() > start + 5)
 			return;
-		if (now() > start + time_limit(REPLY_SECONDS)) {
+		progress = __atomic_load_n(&m->progress, __ATOMIC_RELAXED);
+		if (progress != seen) {
+			seen = progress;
+			since = now();
+		} else if (now() > since + time_limit(REPLY_SECONDS)) {
 			unresponsive = true;
 			fail("member %u (%d) does not answer for %.0f s",
 			     (uint32_t)(m - shm->member), pid,
-			     now() - start);
+			     now() - since);
 			show_stack(pid);
 			return;
 		}
@@ -3386,6 +3403,16 @@ static struct op *load(const char *path, uint32_t *nr)
 	return ops;
 }
 
+/* What follows is about the member, and what it did last. */
+static void talk_of(uint32_t slot)
+{
+	struct member *m = &shm->member[slot];
+
+	my_slot = slot;
+	current_op = m->nr_recent ?
+		&m->recent[(m->nr_recent - 1) % NR_RECENT] : NULL;
+}
+
 static void check_deaths(void)
 {
 	uint32_t i;
@@ -3397,7 +3424,7 @@ static void check_deaths(void)
 		if (!m->used || !pid || !gone(pid))
 			continue;
 		if (m->used && m->pid == pid && !failed()) {
-			my_slot = i;
+			talk_of(i);
 			fail("member %u (%d) has died", i, pid);
 		}
 	}
@@ -3448,13 +3475,13 @@ static void check_progress(void)
 	for (i = 0; i < MAX_PROCS; i++) {
 		struct member *m = &shm->member[i];
 
-		if (!m->used || shm->pause || m->nr_recent != seen[i] ||
+		if (!m->used || shm->pause || m->progress != seen[i] ||
 		    !since[i]) {
-			seen[i] = m->nr_recent;
+			seen[i] = m->progress;
 			since[i] = now();
 		} else if (now() > since[i] + time_limit(REPLY_SECONDS) &&
 			   !failed()) {
-			my_slot = i;
+			talk_of(i);
 			fail("member %u (%d) does not get on for %.0f s", i,
 			     m->pid, now() - since[i]);
 			show_stack(m->pid);
