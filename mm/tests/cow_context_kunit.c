@@ -2978,6 +2978,7 @@ static void anon_walks(struct kunit *test)
 	rmap_walk_anon(s->folio, &must, false);
 	KUNIT_EXPECT_EQ(test, visited(test, s), 100);
 	must.rmap_one = visit_sharer;
+	expect_sane(test);
 
 	/* What a child reuses stays its ancestor's, who may be dead. */
 	SetPageAnonExclusive(&s->folio->page);
@@ -2989,7 +2990,6 @@ static void anon_walks(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, visited(test, s), 11);
 	rmap_walk_anon(s->folio, &must, false);
 	KUNIT_EXPECT_EQ(test, visited(test, s), 11);
-	expect_sane(test);
 	end_sharing(s);
 }
 
