@@ -2695,6 +2695,7 @@ static struct vm_area_struct *inherited_vma(struct kunit *test,
 
 	KUNIT_ASSERT_NOT_NULL(test, vma);
 	vma_set_anonymous(vma);
+	vm_flags_init(vma, VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE);
 	vma->vm_start = page << PAGE_SHIFT;
 	vma->vm_end = (page + nr_pages) << PAGE_SHIFT;
 	vma->vm_pgoff = page;
@@ -3025,6 +3026,7 @@ static void anon_walks_addr(struct kunit *test)
 	ara.mm = &s->tm[0]->mm;
 	mmap_write_lock(&s->tm[1]->mm);
 	vma_set_anon_pgoff(s->vma[1], s->folio->index);
+	vma_set_pgoff(s->vma[1], s->folio->index);
 	mmap_write_unlock(&s->tm[1]->mm);
 	KUNIT_EXPECT_TRUE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
 	KUNIT_EXPECT_EQ(test, visited(test, s), 1);
