@@ -14,6 +14,7 @@ help:
 	@echo 'make export     the way back: TREE=out/linux -> overlay + patches/'
 	@echo 'make check      what make test checks before it boots anything'
 	@echo 'make kunit      the KUnit suite under UML'
+	@echo 'make coverage   what of cow_context make test does not run, and why (gcov)'
 	@echo 'make model      the protocol in Promela: all interleavings, and what breaks it'
 	@echo 'make fuzz       SECONDS=60 SEED=n in CONFIG: random operations, and a model'
 	@echo 'make soak       SECONDS=1800: the racing half of it, short of memory, and that goes offline'
@@ -44,6 +45,8 @@ check:
 	@harness/check static
 kunit: compose
 	@harness/kunit
+coverage: compose
+	@harness/coverage
 bench:
 	@harness/bench
 fuzz:
@@ -70,4 +73,4 @@ clean:
 	@[ ! -d out/linux ] || harness/compose
 	[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
-.PHONY: help run test kernel boot shell compose export check kunit bench fuzz soak model kcsan mutations objdiff archs count fetch clean
+.PHONY: help run test kernel boot shell compose export check kunit coverage bench fuzz soak model kcsan mutations objdiff archs count fetch clean

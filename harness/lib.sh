@@ -80,6 +80,18 @@ kmake() {
 		-j"$(jobs_max)" "$@"
 }
 
+# gcov_args SOURCE: what make is told so that the files of the series count what is run
+# of them, by the functions and conditions of the source: what gcc else does before
+# it sets counters is to inline functions, each copy then with its own, and to make
+# one condition of several, or two or none of one
+gcov_args() {
+	local f
+	for f in "$1"/mm/cow_context*.c; do
+		printf 'CFLAGS_%s=%s\n' "$(basename "$f" .c).o" "--coverage -fprofile-update=prefer-atomic \
+-fno-tree-loop-im -fno-early-inlining -fno-ssa-phiopt -fno-thread-jumps --param=logical-op-non-short-circuit=0"
+	done
+}
+
 # fuzz_seed: a random one for harness/fuzz, odd: --system in both halves
 fuzz_seed() { echo "$((RANDOM << 16 | RANDOM << 1 | 1))"; }
 
