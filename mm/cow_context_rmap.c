@@ -319,7 +319,7 @@ static bool lock_soon(struct cow_context *ctx)
  * Each context that is linked from before the walk to its end is visited once.
  * One that is linked meanwhile is visited if its parent had not been.
  *
- * Context: May sleep, unless @try_lock and @fn does not. No ctx->rwsem held.
+ * Context: May sleep, with @try_lock not for a lock. No ctx->rwsem held.
  * Return: false if it ended because of a contended lock.
  */
 bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
@@ -442,7 +442,7 @@ static bool walk_mm(struct cow_context *ctx, void *arg)
  *
  * Context: The caller holds the folio lock, so that owner and offset do not
  * change, and keeps the owner alive: by a reference, or because the folio is
- * mapped. May sleep unless try_lock.
+ * mapped. May sleep, with try_lock not for a lock.
  */
 void cow_context_walk(struct cow_context_walk *walk)
 {
