@@ -29,6 +29,10 @@
  *	  walk: no pin while it waits for the lock	walk_waits
  *	  walk: try_lock ignored			walk_stops
  *	  walk: ends at the first leave marker		random_tree
+ *	  walk: pin of a long one is not put		walk_wide
+ *	  walk, walk_mm: contention not told		walk_locks
+ *	  walk_mm: gives up without try_lock		walk_locks
+ *	  would_visit: in a dead context		walk_locks
  *	  VMA: of another mm				walk_vmas
  *	  VMA: origin deeper than the owner		walk_vmas
  *	  VMA: found from each record that it touches	walk_vmas
@@ -43,6 +47,11 @@
  *	  unmapped: nothing is added again		walk_vmas
  *	  unmapped: made anew without its count		filter
  *	  publish, move: bits are not set		filter_hooks
+ *	mm/cow_context_validate.c
+ *	  chain: unlinked ones, the origin ignored	checks_chain
+ *	  chain: origin asked before the owner		checks_chain
+ *	  VMA: shared, no owner, not around the mm	checks_vma
+ *	  VMA: record of the first offset only		checks_vma
  *	mm/cow_context_remap.c
  *	  add: inline record grows over a gap		remap_cases, model
  *	  add: inline record does not grow		remap_cases, model
@@ -1185,6 +1194,97 @@ static void walk_waits(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, walk_job->visits.nr, 3);
 	KUNIT_EXPECT_PTR_EQ(test, walk_job->visits.ctx[1], ctx_of(b));
 	expect_sane(test);
+}
+
+static bool count_visit(struct cow_context *ctx, void *arg)
+{
+	unsigned int *nr = arg;
+
+	++*nr;
+	return true;
+}
+
+/* So many that the walk pins one now and then, to let others have the CPU. */
+static void walk_wide(struct kunit *test)
+{
+	struct test_mm *a = must_fork(test, NULL);
+	const unsigned int children = 600;
+	struct cow_filter filter;
+	unsigned int i, nr = 0;
+
+	for (i = 0; i < children; i++)
+		must_fork(test, a);
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), false, NULL,
+						      count_visit, &nr));
+	KUNIT_EXPECT_EQ(test, nr, children + 1);
+
+	/* They inherited nothing: it passes by. */
+	nr = 0;
+	cow_filter_folio(&filter, 1, 1);
+	KUNIT_EXPECT_TRUE(test, cow_context_walk_tree(ctx_of(a), false, &filter,
+						      count_visit, &nr));
+	KUNIT_EXPECT_EQ(test, nr, 1);
+	KUNIT_EXPECT_EQ(test, expect_sane(test), children + 1);
+}
+
+static void job_walk_mm(struct job *job)
+{
+	struct cow_context_walk walk = {
+		.owner = ctx_of(job->tm),
+		.try_lock = job->try_lock,
+	};
+
+	cow_context_walk_mm(&walk, ctx_of(job->tm));
+	job->result = !walk.contended;
+}
+
+/* A walk of one mm, and what is not a walk of the tree alone. */
+static void walk_locks(struct kunit *test)
+{
+	struct test_mm *tm = must_fork(test, NULL);
+	struct cow_context_walk walk = {
+		.owner = ctx_of(tm),
+		.try_lock = true,
+	};
+	struct task_struct *task;
+	struct job *job;
+	bool waits;
+
+	job = kunit_kzalloc(test, sizeof(*job), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, job);
+	job->run = job_walk_mm;
+	job->tm = tm;
+	task = create_job(test, job);
+
+	mmap_write_lock(&tm->mm);
+	cow_context_lock(&tm->mm);
+	cow_context_walk(&walk);
+	KUNIT_EXPECT_TRUE(test, walk.contended);
+	walk.contended = false;
+	cow_context_walk_mm(&walk, ctx_of(tm));
+	KUNIT_EXPECT_TRUE(test, walk.contended);
+	/* Without try_lock it waits. */
+	wake_up_process(task);
+	waits = wait_for_waiter(&ctx_of(tm)->rwsem);
+	cow_context_unlock(&tm->mm);
+	mmap_write_unlock(&tm->mm);
+	wait_for_completion(&job->done);
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, job->result);
+
+	walk.contended = false;
+	cow_context_walk_mm(&walk, ctx_of(tm));
+	KUNIT_EXPECT_FALSE(test, walk.contended);
+
+	/* Nobody is there any more. */
+	detach_mm(tm);
+	cow_context_walk_mm(&walk, ctx_of(tm));
+	KUNIT_EXPECT_FALSE(test, walk.contended);
+	KUNIT_EXPECT_EQ(test, walk.nr_vmas, 0);
+	down_read(&ctx_of(tm)->rwsem);
+	KUNIT_EXPECT_FALSE(test, cow_context_would_visit(&walk, ctx_of(tm),
+							 NULL));
+	up_read(&ctx_of(tm)->rwsem);
 }
 
 /* -------------------------------------------------------------------------
@@ -3140,6 +3240,104 @@ static void anon_locks(struct kunit *test)
 }
 #endif /* CONFIG_COW_CONTEXT_ANON_RMAP */
 
+/* -------------------------------------------------------------------------
+ * What the assertions say of what is broken.
+ */
+
+static void checks_chain(struct kunit *test)
+{
+	struct cow_context *ctx_a, *ctx_b, *ctx_c, *ctx_d, *ctx;
+	struct family *family = test->priv;
+	struct test_mm *a, *b, *tm;
+
+	a = must_fork(test, NULL);
+	b = must_fork(test, a);
+	ctx_a = ctx_of(a);
+	ctx_b = ctx_of(b);
+	ctx_c = ctx_of(must_fork(test, b));
+	ctx_d = ctx_of(must_fork(test, a));
+
+	KUNIT_EXPECT_NULL(test, cow_context_check_chain(ctx_c, ctx_c, NULL));
+	KUNIT_EXPECT_NULL(test, cow_context_check_chain(ctx_c, ctx_a, NULL));
+	KUNIT_EXPECT_NULL(test, cow_context_check_chain(ctx_c, ctx_a, ctx_a));
+	KUNIT_EXPECT_NULL(test, cow_context_check_chain(ctx_c, ctx_b, ctx_a));
+	KUNIT_EXPECT_STREQ(test, cow_context_check_chain(ctx_c, ctx_a, ctx_b),
+			   "the origin does not enclose the owner");
+	KUNIT_EXPECT_STREQ(test, cow_context_check_chain(ctx_c, ctx_d, NULL),
+			   "the owner does not enclose the mm");
+	KUNIT_EXPECT_STREQ(test, cow_context_check_chain(ctx_a, ctx_b, NULL),
+			   "the owner does not enclose the mm");
+
+	/* It has a parent, but fork did not link it. */
+	tm = must_fork(test, NULL);
+	ctx = ctx_of(tm);
+	ctx->parent = ctx_a;
+	KUNIT_EXPECT_STREQ(test, cow_context_check_chain(ctx, ctx_a, NULL),
+			   "a context is not linked");
+	ctx->parent = NULL;
+	KUNIT_EXPECT_NULL(test, cow_context_check_chain(ctx, ctx, NULL));
+
+	/* It is unlinked, and only RCU keeps it. */
+	tm = must_fork(test, b);
+	ctx = ctx_of(tm);
+	cow_context_get(ctx);
+	exit_mm(family, tm);
+	KUNIT_EXPECT_NULL(test, cow_context_check_chain(ctx, ctx_a, NULL));
+	rcu_read_lock();
+	cow_context_put(ctx);
+	KUNIT_EXPECT_STREQ(test, cow_context_check_chain(ctx, ctx_a, NULL),
+			   "a context is not linked");
+	rcu_read_unlock();
+}
+
+static void checks_vma(struct kunit *test)
+{
+	struct test_mm *a, *b, *c, *d, *shares;
+	const unsigned long page = 0x1000;
+	struct vm_area_struct *vma;
+	unsigned int i;
+
+	a = must_fork(test, NULL);
+	b = must_fork(test, a);
+	c = must_fork(test, b);
+	d = must_fork(test, a);
+	shares = c;
+	for (i = 0; i < COW_OWNERS_MAX; i++)
+		shares = must_fork(test, shares);
+	KUNIT_ASSERT_PTR_NE(test, ctx_of(shares)->owner, ctx_of(shares));
+
+	vma = inherited_vma(test, c, a, page, 8);
+	KUNIT_EXPECT_NULL(test, cow_context_check_vma(vma));
+	vma->origin = NULL;
+	KUNIT_EXPECT_NULL(test, cow_context_check_vma(vma));
+	vma->origin = ctx_of(d);
+	KUNIT_EXPECT_STREQ(test, cow_context_check_vma(vma),
+			   "the origin does not enclose the mm");
+	vma->origin = ctx_of(shares);
+	KUNIT_EXPECT_STREQ(test, cow_context_check_vma(vma),
+			   "the origin is no owner");
+	vma->origin = ctx_of(c);
+	KUNIT_EXPECT_NULL(test, cow_context_check_vma(vma));
+
+	/* Moved: each of its offsets needs the record. */
+	vma->vm_start += 5 * PAGE_SIZE;
+	vma->vm_end += 5 * PAGE_SIZE;
+	KUNIT_EXPECT_STREQ(test, cow_context_check_vma(vma),
+			   "the VMA was moved and has no record");
+	KUNIT_ASSERT_EQ(test, 0, cow_context_add_remap(ctx_of(c), page,
+						       page + 6, 5));
+	KUNIT_EXPECT_STREQ(test, cow_context_check_vma(vma),
+			   "the VMA was moved and has no record");
+	KUNIT_ASSERT_EQ(test, 0, cow_context_add_remap(ctx_of(c), page + 7,
+						       page + 7, 5));
+	KUNIT_EXPECT_NULL(test, cow_context_check_vma(vma));
+
+	vm_flags_init(vma, VM_SHARED);
+	KUNIT_EXPECT_STREQ(test, cow_context_check_vma(vma),
+			   "a shared VMA has an origin");
+	vm_area_free(vma);
+}
+
 static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE(mm_life_cycle),
 	KUNIT_CASE(new_is_alone),
@@ -3150,6 +3348,8 @@ static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE_PARAM(random_tree, tree_gen_params),
 	KUNIT_CASE(walk_stops),
 	KUNIT_CASE(walk_waits),
+	KUNIT_CASE(walk_wide),
+	KUNIT_CASE(walk_locks),
 	KUNIT_CASE_PARAM(remap_cases, remap_gen_params),
 	KUNIT_CASE(remap_sets),
 	KUNIT_CASE_PARAM(remap_model, model_gen_params),
@@ -3165,6 +3365,8 @@ static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE(anon_pins),
 	KUNIT_CASE(anon_locks),
 #endif
+	KUNIT_CASE(checks_chain),
+	KUNIT_CASE(checks_vma),
 	KUNIT_CASE(races),
 	{}
 };
