@@ -86,8 +86,10 @@ kmake() {
 # one condition of several, or two or none of one
 gcov_args() {
 	local f
-	for f in "$1"/mm/cow_context*.c; do
-		printf 'CFLAGS_%s=%s\n' "$(basename "$f" .c).o" "--coverage -fprofile-update=prefer-atomic \
+	# the tests as well: they have copies of what the header has
+	for f in "$1"/mm/{,tests/}cow_context*.c; do
+		f=${f#"$1"/mm/}
+		printf 'CFLAGS_%s=%s\n' "${f%.c}.o" "--coverage -fprofile-update=prefer-atomic \
 -fno-tree-loop-im -fno-early-inlining -fno-ssa-phiopt -fno-thread-jumps --param=logical-op-non-short-circuit=0"
 	done
 }
