@@ -255,6 +255,8 @@ void cow_context_detach(struct mm_struct *mm)
 	if (!ctx->mm)
 		return;
 
+	/* Up to here walks read it. */
+	VM_WARN_ON_ONCE(!mt_in_rcu(&mm->mm_mt));
 	down_write(&ctx->rwsem);
 	__cow_context_detach(ctx);
 	up_write(&ctx->rwsem);
@@ -362,6 +364,7 @@ void cow_context_publish_vma(struct vm_area_struct *vma,
 
 	if (!origin)
 		return;
+	VM_WARN_ON_ONCE_VMA(!mt_in_rcu(&vma->vm_mm->mm_mt), vma);
 	VM_WARN_ON_ONCE_VMA(vma->origin && vma->origin != origin, vma);
 	WRITE_ONCE(vma->origin, origin);
 	cow_filter_add_vma(vma);

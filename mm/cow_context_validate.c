@@ -149,6 +149,17 @@ void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 }
 
 /**
+ * cow_context_assert_locked - walks must be kept out of an mm
+ * @mm: The mm, in which entries are in no page table now.
+ *
+ * Context: Any. Does not sleep. Empty without CONFIG_DEBUG_VM.
+ */
+void cow_context_assert_locked(const struct mm_struct *mm)
+{
+	rwsem_assert_held_write(&mm->cow_context->rwsem);
+}
+
+/**
  * cow_context_assert_moved - cow_context_assert_pte() for a PTE on the move
  * @vma: The VMA it is moved to.
  * @addr: The user address there.
@@ -162,7 +173,7 @@ void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 void cow_context_assert_moved(struct vm_area_struct *vma, unsigned long addr,
 			      pte_t pte)
 {
-	rwsem_assert_held_write(&vma->vm_mm->cow_context->rwsem);
+	cow_context_assert_locked(vma->vm_mm);
 	cow_context_assert_pte(vma, addr, pte);
 }
 

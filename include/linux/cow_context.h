@@ -152,6 +152,7 @@ void cow_context_assert_findable(const struct folio *folio,
 				 unsigned long addr);
 void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte);
+void cow_context_assert_locked(const struct mm_struct *mm);
 void cow_context_assert_moved(struct vm_area_struct *vma, unsigned long addr,
 			      pte_t pte);
 void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
@@ -163,6 +164,7 @@ static inline void cow_context_assert_findable(const struct folio *folio,
 					       unsigned long addr) {}
 static inline void cow_context_assert_pte(struct vm_area_struct *vma,
 					  unsigned long addr, pte_t pte) {}
+static inline void cow_context_assert_locked(const struct mm_struct *mm) {}
 static inline void cow_context_assert_moved(struct vm_area_struct *vma,
 					    unsigned long addr, pte_t pte) {}
 static inline void cow_context_assert_pmd(struct vm_area_struct *vma,
