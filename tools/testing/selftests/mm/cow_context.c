@@ -104,6 +104,7 @@
 #define PAGES		16
 
 #define MAX_DEAD_CONTEXTS	64
+#define MAX_DEPTH		64
 
 /* How often is done what must not leave a record, and how many others may get. */
 #define RECORD_ROUNDS	64
@@ -4195,6 +4196,403 @@ TEST_F_TIMEOUT(cow_context, first_fault_race_merge, TEST_SECONDS)
 	shared->race_end = in_msecs(FIRST_FAULT_MSECS);
 	OK(call(0, op_first_faults, a, 256, 0, 0));
 	end_race(_metadata, shared->rounds);
+}
+
+/*
+ * What is read in debugfs: see Documentation/mm/cow_context.rst, Counters.
+ */
+
+#define MAX_CONTEXTS	1024
+
+/* A line of TREE_FILE. */
+struct tree_line {
+	char ctx[32];
+	int indent, depth, refs;
+	long remaps, vmas;
+	bool shares, dead, busy;
+};
+
+/* The family of a process. */
+struct tree {
+	int nr;
+	struct tree_line line[MAX_CONTEXTS];
+};
+
+static struct tree tree, tree_before;
+static char ctx_of[MAX_MEMBERS][32];
+
+/* Returns 0, or -1 if it is not as documented. */
+static int parse_tree_line(const char *text, struct tree_line *line)
+{
+	int len = 0;
+
+	memset(line, 0, sizeof(*line));
+	line->indent = strspn(text, " ");
+	text += line->indent;
+	if (sscanf(text, "%31s depth %d%n", line->ctx, &line->depth, &len) != 2)
+		return -1;
+	text += len;
+	if (!strncmp(text, " shares ", strlen(" shares "))) {
+		line->shares = true;
+		text += strlen(" shares");
+	}
+	len = 0;
+	if (sscanf(text, " refs %d remaps %ld%n", &line->refs, &line->remaps,
+		   &len) != 2)
+		return -1;
+	text += len;
+	line->dead = !strcmp(text, " dead\n");
+	/* Nothing follows if it has just died. */
+	line->busy = !strcmp(text, " busy\n") || !strcmp(text, "\n");
+	if (line->dead || line->busy)
+		return 0;
+	len = 0;
+	if (sscanf(text, " mm %*s vmas %ld unmapping %*d%n", &line->vmas,
+		   &len) != 1)
+		return -1;
+	return len && !strcmp(text + len, "\n") ? 0 : -1;
+}
+
+/*
+ * The family whose first process is @pid. Returns the number of its contexts, 0 if
+ * there is no such family, or -1 if the file is not as documented.
+ */
+static int read_tree(struct tree *t, pid_t pid)
+{
+	FILE *file = fopen(TREE_FILE, "r");
+	bool here = false;
+	char line[256];
+
+	t->nr = 0;
+	if (!file)
+		return 0;
+	while (fgets(line, sizeof(line), file)) {
+		const char *paren = strrchr(line, '(');
+
+		if (!strncmp(line, "family of ", strlen("family of "))) {
+			here = paren && atol(paren + 1) == pid;
+			continue;
+		}
+		if (!here)
+			continue;
+		if (t->nr == MAX_CONTEXTS ||
+		    parse_tree_line(line, &t->line[t->nr])) {
+			ksft_print_msg("not understood: %s", line);
+			t->nr = -1;
+			break;
+		}
+		t->nr++;
+	}
+	fclose(file);
+	return t->nr;
+}
+
+/* Who was executed: from there on this family has only forked. 0 if not found. */
+static pid_t tree_root(void)
+{
+	char path[64], text[512];
+	int pid = getpid();
+	const char *paren;
+
+	while (pid > 0) {
+		if (read_tree(&tree, pid))
+			return pid;
+		snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+		if (read_text(path, text, sizeof(text)))
+			return 0;
+		paren = strrchr(text, ')');
+		if (!paren || sscanf(paren + 1, " %*c %d", &pid) != 1)
+			return 0;
+	}
+	return 0;
+}
+
+static int find_context(const struct tree *t, const char *ctx)
+{
+	int i;
+
+	for (i = 0; i < t->nr; i++)
+		if (!strcmp(t->line[i].ctx, ctx))
+			return i;
+	return -1;
+}
+
+/* The line of the innermost context that line @i is in, or -1. */
+static int find_parent(const struct tree *t, int i)
+{
+	int j = i;
+
+	while (--j >= 0)
+		if (t->line[j].depth < t->line[i].depth)
+			return j;
+	return -1;
+}
+
+/* Forks, and finds out which contexts are the members'. 0, or -1. */
+static int fork_context(pid_t root, int parent, int nr)
+{
+	int i, found = -1;
+
+	if (read_tree(&tree_before, root) <= 0 || fork_member(parent, nr) ||
+	    read_tree(&tree, root) <= 0)
+		return -1;
+	for (i = 0; i < tree.nr; i++) {
+		if (find_context(&tree_before, tree.line[i].ctx) >= 0)
+			continue;
+		if (found >= 0)
+			return -1;
+		found = i;
+	}
+	if (found < 0)
+		return -1;
+	strcpy(ctx_of[nr], tree.line[found].ctx);
+	if (!ctx_of[parent][0] && find_parent(&tree, found) >= 0)
+		strcpy(ctx_of[parent],
+		       tree.line[find_parent(&tree, found)].ctx);
+	return 0;
+}
+
+/* VMAs of a member, without the gate, which is nobody's. */
+static long count_vmas(int nr)
+{
+	char line[512];
+	FILE *maps;
+	long n = 0;
+
+	snprintf(line, sizeof(line), "/proc/%d/maps", member[nr].pid);
+	maps = fopen(line, "r");
+	while (maps && fgets(line, sizeof(line), maps))
+		n += strchr(line, '\n') && !strstr(line, "[vsyscall]") &&
+			!strstr(line, "[vectors]");
+	if (maps)
+		fclose(maps);
+	return n;
+}
+
+/*
+ * What is wrong with the line of a member, which @parent forked and which forked
+ * @children that have a context yet; NULL if nothing is. @remaps: -1 if it is dead.
+ */
+static const char *check_context(int nr, int parent, int children, long remaps)
+{
+	const int i = find_context(&tree, ctx_of[nr]);
+	const struct tree_line *line = &tree.line[i];
+	int above;
+
+	if (i < 0)
+		return "it is not there";
+	above = find_parent(&tree, i);
+	if (line->busy)
+		return "it is busy";
+	if (line->indent != 2 * line->depth)
+		return "it is not indented by its depth";
+	if (above < 0 || line->depth != tree.line[above].depth + 1)
+		return "it is not one deeper than what it is below";
+	if (parent >= 0 && strcmp(tree.line[above].ctx, ctx_of[parent]))
+		return "it is not below its parent's";
+	if (line->shares)
+		return "it shares an owner";
+	if (line->dead && remaps >= 0)
+		return "it is dead";
+	if (!line->dead && remaps < 0)
+		return "it is not dead";
+	/* Its mm's, and its children's. */
+	if (line->refs != children + !line->dead)
+		return "refs";
+	if (line->dead)
+		return line->remaps ? "remaps of the dead" : NULL;
+	if (line->remaps != remaps)
+		return "remaps";
+	return line->vmas == count_vmas(nr) ? NULL : "vmas";
+}
+
+/* The same, once processes have gone and walks are over. */
+static const char *wait_context(pid_t root, int nr, int parent, int children,
+				long remaps)
+{
+	struct timespec end = in_msecs(SETTLE_MSECS);
+	const char *why;
+
+	do {
+		visit_cpus();
+		if (read_tree(&tree, root) <= 0)
+			return "the tree cannot be read";
+		why = check_context(nr, parent, children, remaps);
+	} while (why && msecs_until(&end) > 0 && !usleep(20000));
+	if (why)
+		ksft_print_msg("context %s of member %d: %s\n", ctx_of[nr], nr, why);
+	return why;
+}
+
+/* Returns 0 when no line is about the member any more. */
+static int wait_gone(pid_t root, int nr)
+{
+	struct timespec end = in_msecs(SETTLE_MSECS);
+
+	do {
+		visit_cpus();
+		if (read_tree(&tree, root) <= 0)
+			return -1;
+		if (find_context(&tree, ctx_of[nr]) < 0)
+			return 0;
+	} while (msecs_until(&end) > 0 && !usleep(20000));
+	return -1;
+}
+
+#define SHOWN(nr, parent, children, remaps) \
+	ASSERT_TRUE(!wait_context(root, nr, parent, children, remaps))
+#define GONE(nr)	OK(wait_gone(root, nr))
+
+/* -1 if it is not counted. */
+static long read_stat(const char *name)
+{
+	char text[4096];
+
+	return read_text(STATS_FILE, text, sizeof(text)) ? -1 :
+		find_count(text, name);
+}
+
+/*
+ * debugfs shows this family as it is: who forked whom, who has moved memory, who is
+ * dead and stays because of whom he forked. The members map memory, so that no two of
+ * the first four have the same number of VMAs. That is I6 and I8 of mm/cow_context.h,
+ * as far as user space can see them.
+ *
+ *	0 -> 1 -> 2 -> 4
+ *	 `-> 3
+ */
+TEST_F_TIMEOUT(cow_context, shown, TEST_SECONDS)
+{
+	static const char * const always[] = {
+		"contexts", "dead", "forks", "remaps_added", "remaps_removed",
+		"remaps_kept", "tree_walks", "tree_contexts", "unfindable",
+	};
+	static const int parent[] = { -1, 0, 1, 0 }, maps[] = { 0, 1, 2, 5 };
+	char *a = area(0), *b = area(1), *c = area(2);
+	long forks, added, removed, base, walks, visits;
+	unsigned int i;
+	pid_t root;
+	int nr, n;
+
+	if (access(TREE_FILE, R_OK) || access(STATS_FILE, R_OK))
+		SKIP(return, "no " TREE_FILE);
+	root = tree_root();
+	if (!root)
+		SKIP(return, "in another pid namespace than debugfs");
+	ASSERT_GT(tree.nr, 0);
+	if (strchr(tree.line[0].ctx, '('))
+		SKIP(return, "pointers cannot be told apart yet");
+
+	for (i = 0; i < ARRAY_SIZE(always); i++)
+		ASSERT_GE(read_stat(always[i]), 0)
+			TH_LOG("%s is not counted", always[i]);
+	/* No walk missed a mapping; without a comparison that is not counted. */
+	ASSERT_LE(read_stat("missed"), 0);
+	ASSERT_EQ(read_stat("unfindable"), 0);
+
+	forks = read_stat("forks");
+	added = read_stat("remaps_added");
+	removed = read_stat("remaps_removed");
+
+	/* The tree is that of the forks. */
+	memset(ctx_of, 0, sizeof(ctx_of));
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	for (nr = 1; nr < 4; nr++) {
+		OK(fork_context(root, parent[nr], nr));
+		for (n = 0; n < maps[nr]; n++)
+			OK(call(nr, op_map, c + (2 * n + 20 * nr) * page, 1, 0, 0));
+	}
+	ASSERT_GE(read_stat("forks"), forks + 3);
+	ASSERT_GE(read_stat("contexts"), tree.nr);
+	/* That of the stack, since exec; perhaps more of who started this. */
+	base = tree.line[find_context(&tree, ctx_of[0])].remaps;
+	SHOWN(0, -1, 2, base);
+	SHOWN(1, 0, 1, base);
+	SHOWN(2, 1, 0, base);
+	SHOWN(3, 0, 0, base);
+
+	/* A record is of who moves memory, and of who is forked afterwards. */
+	MOVE(2, a, PAGES, b, 0);
+	SHOWN(2, 1, 0, base + 1);
+	ASSERT_GE(read_stat("remaps_added"), added + 1);
+	OK(fork_context(root, 2, 4));
+	SHOWN(4, 2, 0, base + 1);
+	SHOWN(2, 1, 1, base + 1);
+	SHOWN(1, 0, 1, base);
+	SHOWN(3, 0, 0, base);
+	/* It goes with that memory. */
+	OK(call(2, op_unmap, b, PAGES, 0, 0));
+	ASSERT_GE(read_stat("remaps_removed"), removed + 1);
+	SHOWN(2, 1, 1, base);
+	SHOWN(4, 2, 0, base + 1);
+
+	/* Who asks for a page visits all who have it, at least. */
+	walks = read_stat("tree_walks");
+	visits = read_stat("tree_contexts");
+	OK(migrate_all(0, a, PAGES));
+	if (nr_nodes > 1) {
+		ASSERT_GE(read_stat("tree_walks"), walks + 2);
+		ASSERT_GE(read_stat("tree_contexts"), visits + 2 * 4);
+	}
+
+	/* The dead stay as long as there is one below them, and no longer. */
+	OK(exit_member(1));
+	SHOWN(1, 0, 1, -1);
+	SHOWN(2, 1, 1, base);
+	ASSERT_GE(read_stat("dead"), 1);
+	OK(exit_member(2));
+	SHOWN(2, 1, 1, -1);
+	SHOWN(4, 2, 0, base + 1);
+	OK(exit_member(3));
+	GONE(3);
+	SHOWN(0, -1, 1, base);
+	CHECK(4, b, PAGES, 1);
+	OK(exit_member(4));
+	for (nr = 1; nr < 5; nr++)
+		GONE(nr);
+	SHOWN(0, -1, 0, base);
+	CHECK(0, a, PAGES, 1);
+	ASSERT_LE(read_stat("missed"), 0);
+	ASSERT_EQ(read_stat("unfindable"), 0);
+}
+
+/*
+ * Who is forked deeper than COW_OWNERS_MAX, which mm/cow_context.h has, shares the
+ * innermost owner, and is no deeper than one below it.
+ */
+TEST_F_TIMEOUT(cow_context, shown_deep, TEST_SECONDS)
+{
+	char *a = area(0);
+	pid_t root;
+	long ret;
+	int i, nr;
+
+	if (access(TREE_FILE, R_OK))
+		SKIP(return, "no " TREE_FILE);
+	root = tree_root();
+	if (!root)
+		SKIP(return, "in another pid namespace than debugfs");
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	shared->race_end = in_msecs(CHAIN_MSECS);
+	ret = call(0, op_chain, a, MAX_DEPTH + PAGES, 0, 0);
+	ASSERT_GT(ret, 0);
+	member[0].pid = ret;
+	ASSERT_EQ(shared->bad, 0);
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		;
+
+	/* There is one of each depth, and the last generation. */
+	ASSERT_GT(read_tree(&tree, root), MAX_DEPTH);
+	for (i = 0, nr = 0; i < tree.nr; i++) {
+		ASSERT_LE(tree.line[i].depth, MAX_DEPTH);
+		ASSERT_EQ(tree.line[i].shares, tree.line[i].depth == MAX_DEPTH);
+		nr += tree.line[i].shares && !tree.line[i].dead;
+	}
+	ASSERT_GE(nr, 1);
+	OK(exit_member(0));
 }
 
 int main(int argc, char **argv)
