@@ -2,6 +2,8 @@
 /*
  * KUnit tests for CoW contexts: life cycle, fork tree, remaps, tree walk.
  *
+ * I1 and so on are the invariants in mm/cow_context.h.
+ *
  * The contexts are real, the mms mostly are not: a struct test_mm has what
  * contexts use of an mm (mmap_lock, mm_mt, the pointer to the context) and
  * costs no page table. Each test leaves its family in test->priv; the suite's exit ends
@@ -22,6 +24,19 @@
  *	  put: leave marker not unlinked		dead_stay_linked
  *	  hide: origins stay				walk_vmas
  *	  hide: the munmap in flight stays		walk_vmas
+ *	  prepare: the context, not its owner		first_fault
+ *	  move: recorded though in place, or no page	record_of_move
+ *	  unmove: nothing is taken back			record_of_move, _of_growth
+ *	  grow: the offset wraps			growth_wraps
+ *	  ungrow: nothing is taken back			record_of_growth
+ *	  ungrow: takes back what was not announced	record_of_growth
+ *	  forget: the record stays			record_goes, reset_hides
+ *	  skip: the parent's record goes		record_goes
+ *	  wipe: the record, the offset stays		record_goes
+ *	  reset: the origin, the record stays		reset_hides
+ *	  reset: does not take the lock			reset_hides
+ *	mm/mmap.c
+ *	  fork: no origin				real_pages
  *	mm/cow_context_rmap.c
  *	  walk: dead contexts are visited		random_tree
  *	  walk: next pointer read before the visit	races
@@ -41,17 +56,29 @@
  *	  VMA: only the first one of a place		walk_vmas
  *	  VMA: munmap in flight not searched		walk_vmas
  *	  walk: an mm without users is passed by	random_tree
+ *	  place: beyond the last page, not cut there	walk_layouts
+ *	  one place: likewise, at an end of a record	walk_layouts
+ *	  VMA: in the tree, below the same delta inline	walk_layouts
+ *	  VMA: more, though one was enough		walk_layouts
  *	mm/cow_context_filter.c
  *	  add: the last piece is left out		filter, walk_vmas
  *	  add: large VMAs are left out			filter
  *	  unmapped: nothing is added again		walk_vmas
  *	  unmapped: made anew without its count		filter
+ *	  unmapped: made anew too early, though empty	filter_made_anew
  *	  publish, move: bits are not set		filter_hooks
  *	mm/cow_context_validate.c
  *	  chain: unlinked ones, the origin ignored	checks_chain
  *	  chain: origin asked before the owner		checks_chain
  *	  VMA: shared, no owner, not around the mm	checks_vma
  *	  VMA: record of the first offset only		checks_vma
+ *	  VMA: the temporary stack			checks_vma
+ *	mm/cow_context_compare.c
+ *	  set_owner: exclusive or not			shadow_owners, real_pages
+ *	  copy_owner: of a file's			shadow_owners
+ *	  is_mapped: migration entries only		real_pages, real_replaced
+ *	  contention, extra visits not counted		real_pages, real_replaced
+ *	  KSM: relatives are judged			real_pages
  *	mm/cow_context_remap.c
  *	  add: inline record grows over a gap		remap_cases, model
  *	  add: inline record does not grow		remap_cases, model
@@ -76,6 +103,12 @@
  *	  walk: ends at an exclusive page		anon_walks
  *	  walk: keeps its reference			anon_walks
  *	  KSM: no others are visited			anon_walks_addr
+ *	  visit: invalid_vma, done not asked		anon_walks_end
+ *	  walk, KSM: contention not told		anon_walks_try
+ *	  KSM: goes on in spite of it			anon_walks_try
+ *	  get_owner: one without references		anon_pins
+ *	  lock_all: in spite of a signal		anon_locks
+ *	  prepare: no origin				real_pages
  */
 
 #include <kunit/test.h>
@@ -84,11 +117,15 @@
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/mm.h>
+#include <linux/mman.h>
 #include <linux/mmap_lock.h>
+#include <linux/pagemap.h>
 #include <linux/prandom.h>
 #include <linux/random.h>
+#include <linux/rmap.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
+#include <linux/uprobes.h>
 #include <linux/wait.h>
 
 #include "../cow_context.h"
@@ -2807,6 +2844,44 @@ static struct vm_area_struct *inherited_vma(struct kunit *test,
 	return vma;
 }
 
+/* It was first faulted at page @first and moved to @page. */
+static struct vm_area_struct *moved_vma(struct kunit *test, struct test_mm *tm,
+					struct test_mm *from, pgoff_t first,
+					unsigned long nr_pages,
+					unsigned long page)
+{
+	struct vm_area_struct *vma = inherited_vma(test, tm, from, first,
+						   nr_pages);
+
+	mmap_write_lock(&tm->mm);
+	KUNIT_EXPECT_EQ(test, 0, cow_context_move_vma(vma, first, nr_pages,
+						      page << PAGE_SHIFT));
+	mmap_write_unlock(&tm->mm);
+	vma->vm_start = page << PAGE_SHIFT;
+	vma->vm_end = (page + nr_pages) << PAGE_SHIFT;
+	return vma;
+}
+
+static void attach_vma(struct kunit *test, struct vm_area_struct *vma)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	MA_STATE(mas, &mm->mm_mt, vma->vm_start, vma->vm_end - 1);
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, 0, mas_store_gfp(&mas, vma, GFP_KERNEL));
+	mmap_write_unlock(mm);
+}
+
+/* Nothing is in mm_mt any more. The VMAs are the caller's. */
+static void detach_vmas(struct test_mm *tm)
+{
+	mmap_write_lock(&tm->mm);
+	cow_context_lock(&tm->mm);
+	__mt_destroy(&tm->mm.mm_mt);
+	cow_context_unlock(&tm->mm);
+	mmap_write_unlock(&tm->mm);
+}
+
 static bool meets(struct test_mm *tm, pgoff_t first, pgoff_t last)
 {
 	struct cow_filter filter;
@@ -2916,6 +2991,733 @@ static void filter_hooks(struct kunit *test)
 	vm_area_free(from);
 }
 
+/*
+ * I7 where VMAs go: a filter is made anew when as many were unmapped as are left, not
+ * before, and what is left keeps its bits. One that is empty is left alone.
+ */
+static void filter_made_anew(struct kunit *test)
+{
+	struct test_mm *root = must_fork(test, NULL), *tm = must_fork(test, root);
+	const unsigned long page = 0x10000, left = 0x20000, nr = 16;
+	struct cow_context *ctx = ctx_of(tm);
+	struct vm_area_struct *vma[2];
+	unsigned int seq, i;
+
+	seq = raw_read_seqcount(&ctx->inherited.seq);
+	mmap_write_lock(&tm->mm);
+	cow_filter_unmapped(ctx, 8);
+	mmap_write_unlock(&tm->mm);
+	KUNIT_EXPECT_EQ(test, seq, raw_read_seqcount(&ctx->inherited.seq));
+	KUNIT_EXPECT_EQ(test, ctx->nr_unmapped, 0);
+
+	vma[0] = inherited_vma(test, tm, root, page, nr);
+	vma[1] = inherited_vma(test, tm, root, left, nr);
+	attach_vma(test, vma[1]);
+	tm->mm.map_count = 3;
+	for (i = 1; i <= 3; i++) {
+		mmap_write_lock(&tm->mm);
+		cow_filter_unmapped(ctx, 1);
+		mmap_write_unlock(&tm->mm);
+		KUNIT_EXPECT_EQ(test, meets(tm, page, page + nr - 1), i < 3);
+		KUNIT_EXPECT_TRUE(test, meets(tm, left, left));
+		KUNIT_EXPECT_TRUE(test, meets(tm, left + nr - 1, left + nr - 1));
+		KUNIT_EXPECT_EQ(test, ctx->nr_unmapped, i % 3);
+	}
+	detach_vmas(tm);
+	vm_area_free(vma[1]);
+	vm_area_free(vma[0]);
+}
+
+/* -------------------------------------------------------------------------
+ * Origins and records, where VMAs are faulted, moved, grow and go.
+ */
+
+#define HOME		0x1000UL
+#define AWAY		0x5000UL
+
+/**
+ * struct record_case - where the record of a moved VMA comes to be
+ * @name: For the log.
+ * @in_tree: In the tree, because the inline record is in use.
+ */
+struct record_case {
+	const char *name;
+	bool in_tree;
+};
+
+static const struct record_case record_cases[] = {
+	{ .name = "inline" },
+	{ .name = "in the tree", .in_tree = true },
+};
+
+KUNIT_ARRAY_PARAM_DESC(record, record_cases, name);
+
+static struct test_mm *mm_for_records(struct kunit *test)
+{
+	const struct record_case *param = test->param_value;
+	struct test_mm *tm = must_fork(test, NULL);
+
+	if (param->in_tree)
+		KUNIT_ASSERT_EQ(test, 0, cow_context_add_remap(ctx_of(tm),
+							       1, 1, 1));
+	return tm;
+}
+
+/* Recorded are @nr_pages from @first on, @others elsewhere, and no more. */
+static void expect_recorded(struct kunit *test, struct test_mm *tm,
+			    pgoff_t first, unsigned long nr_pages, long delta,
+			    unsigned long others)
+{
+	const struct record_case *param = test->param_value;
+	struct cow_remap_iter iter = { .last = ULONG_MAX };
+	struct cow_context *ctx = ctx_of(tm);
+	unsigned long nr = 0;
+
+	while (cow_context_next_remap(ctx, &iter))
+		nr += iter.remap.last - iter.remap.first + 1;
+	KUNIT_EXPECT_EQ(test, nr, nr_pages + others + param->in_tree);
+	if (nr_pages)
+		KUNIT_EXPECT_TRUE(test, cow_context_has_remaps(ctx, first,
+							       first + nr_pages - 1,
+							       delta));
+}
+
+/* I1: the first fault gives the mm's owner for an origin; others take it over. */
+static void first_fault(struct kunit *test)
+{
+	struct test_mm *tm = must_fork(test, NULL);
+	struct vm_area_struct *vma, *next;
+	struct cow_context *owner;
+	unsigned int i;
+
+	for (i = 0; i < COW_OWNERS_MAX; i++)
+		tm = must_fork(test, tm);
+	owner = ctx_of(tm)->owner;
+	KUNIT_ASSERT_PTR_NE(test, owner, ctx_of(tm));
+	vma = inherited_vma(test, tm, NULL, HOME, 4);
+	next = inherited_vma(test, tm, NULL, HOME + 4, 4);
+
+	mmap_write_lock(&tm->mm);
+	cow_context_publish_vma(next, vma);
+	KUNIT_EXPECT_NULL(test, next->origin);
+	cow_context_prepare_vma(vma);
+	KUNIT_EXPECT_PTR_EQ(test, vma->origin, owner);
+	KUNIT_EXPECT_NULL(test, cow_context_check_vma(vma));
+	cow_context_publish_vma(next, vma);
+	KUNIT_EXPECT_PTR_EQ(test, next->origin, owner);
+	mmap_write_unlock(&tm->mm);
+	/* Their own: nothing was inherited. */
+	KUNIT_EXPECT_FALSE(test, meets(tm, HOME, HOME + 7));
+	vm_area_free(next);
+	vm_area_free(vma);
+}
+
+/*
+ * I6: each offset that will be moved, and no other, is recorded until that is taken
+ * back. What stays in its place needs no record.
+ */
+static void record_of_move(struct kunit *test)
+{
+	const unsigned long at = AWAY << PAGE_SHIFT;
+	const long delta = AWAY - HOME - 2;
+	struct test_mm *tm = mm_for_records(test);
+	struct vm_area_struct *vma = inherited_vma(test, tm, tm, HOME, 8);
+
+	mmap_write_lock(&tm->mm);
+	KUNIT_EXPECT_EQ(test, 0, cow_context_move_vma(vma, HOME, 8,
+						      vma->vm_start));
+	KUNIT_EXPECT_EQ(test, 0, cow_context_move_vma(vma, HOME, 0, at));
+	expect_recorded(test, tm, 0, 0, 0, 0);
+
+	KUNIT_EXPECT_EQ(test, 0, cow_context_move_vma(vma, HOME + 2, 4, at));
+	expect_recorded(test, tm, HOME + 2, 4, delta, 0);
+	cow_context_unmove_vma(vma, HOME, 8, vma->vm_start);
+	cow_context_unmove_vma(vma, HOME + 2, 0, at);
+	expect_recorded(test, tm, HOME + 2, 4, delta, 0);
+	cow_context_unmove_vma(vma, HOME + 2, 4, at);
+	expect_recorded(test, tm, 0, 0, 0, 0);
+	mmap_write_unlock(&tm->mm);
+	vm_area_free(vma);
+}
+
+/*
+ * I6 where a moved VMA grows: what it will also cover is recorded before, and not
+ * any more if it did not grow. What else was moved as far keeps its record.
+ */
+static void record_of_growth(struct kunit *test)
+{
+	const unsigned long size = 4 << PAGE_SHIFT;
+	const long delta = AWAY - HOME;
+	struct test_mm *tm = mm_for_records(test);
+	struct vm_area_struct *vma = moved_vma(test, tm, tm, HOME, 8, AWAY);
+	struct vm_area_struct *other = moved_vma(test, tm, tm, HOME + 64, 8,
+						 AWAY + 64);
+	const unsigned long start = vma->vm_start, end = vma->vm_end;
+
+	mmap_write_lock(&tm->mm);
+	expect_recorded(test, tm, HOME, 8, delta, 8);
+	KUNIT_EXPECT_EQ(test, 0, cow_context_grow_vma(vma, end, end + size));
+	expect_recorded(test, tm, HOME, 12, delta, 8);
+	cow_context_ungrow_vma(vma, end, end + size);
+	expect_recorded(test, tm, HOME, 8, delta, 8);
+
+	KUNIT_EXPECT_EQ(test, 0, cow_context_grow_vma(vma, start - size, start));
+	expect_recorded(test, tm, HOME - 4, 12, delta, 8);
+	cow_context_ungrow_vma(vma, start - size, start);
+	expect_recorded(test, tm, HOME, 8, delta, 8);
+
+	/* It covers that already: nothing was announced. */
+	cow_context_ungrow_vma(vma, end, end);
+	cow_context_ungrow_vma(vma, end, end - size);
+	cow_context_ungrow_vma(vma, start + size, start);
+	expect_recorded(test, tm, HOME, 8, delta, 8);
+	expect_recorded(test, tm, HOME + 64, 8, delta, 8);
+	mmap_write_unlock(&tm->mm);
+	vm_area_free(other);
+	vm_area_free(vma);
+}
+
+/* I6 where offsets end at 0 and addresses do not: it will not grow beyond. */
+static void growth_wraps(struct kunit *test)
+{
+	struct test_mm *tm = mm_for_records(test);
+	struct vm_area_struct *vma = moved_vma(test, tm, tm, 2, 8, AWAY);
+	const unsigned long start = vma->vm_start;
+
+	mmap_write_lock(&tm->mm);
+	KUNIT_EXPECT_EQ(test, 0, cow_context_grow_vma(vma, start - 3 * PAGE_SIZE,
+						      start));
+	expect_recorded(test, tm, 2, 8, AWAY - 2, 0);
+	cow_context_ungrow_vma(vma, start - 3 * PAGE_SIZE, start);
+	expect_recorded(test, tm, 2, 8, AWAY - 2, 0);
+
+	KUNIT_EXPECT_EQ(test, 0, cow_context_grow_vma(vma, start - 2 * PAGE_SIZE,
+						      start));
+	expect_recorded(test, tm, 0, 10, AWAY - 2, 0);
+	cow_context_ungrow_vma(vma, start - 2 * PAGE_SIZE, start);
+	expect_recorded(test, tm, 2, 8, AWAY - 2, 0);
+	mmap_write_unlock(&tm->mm);
+	vm_area_free(vma);
+}
+
+/*
+ * No record stays when its VMA goes: it is that mm's which has not got the VMA, or its
+ * contents. The same offsets elsewhere, and other mms, keep theirs (I6).
+ */
+static void record_goes(struct kunit *test)
+{
+	const long delta = AWAY - HOME, far = delta + 64;
+	struct test_mm *tm = mm_for_records(test), *child;
+	struct vm_area_struct *vma, *other, *home;
+
+	vma = moved_vma(test, tm, tm, HOME, 8, AWAY);
+	other = moved_vma(test, tm, tm, HOME, 8, AWAY + 64);
+	home = inherited_vma(test, tm, tm, HOME, 8);
+	mmap_write_lock(&tm->mm);
+	cow_context_forget_vma(home);
+	expect_recorded(test, tm, HOME, 8, delta, 8);
+	cow_context_forget_vma(vma);
+	expect_recorded(test, tm, HOME, 8, far, 0);
+	mmap_write_unlock(&tm->mm);
+
+	/* Fork, but not of this VMA. */
+	child = must_fork(test, tm);
+	expect_recorded(test, child, HOME, 8, far, 0);
+	mmap_write_lock(&child->mm);
+	cow_context_skip_vma(&child->mm, home);
+	expect_recorded(test, child, HOME, 8, far, 0);
+	cow_context_skip_vma(&child->mm, other);
+	expect_recorded(test, child, 0, 0, 0, 0);
+	mmap_write_unlock(&child->mm);
+	expect_recorded(test, tm, HOME, 8, far, 0);
+	vm_area_free(home);
+	vm_area_free(vma);
+
+	/* Fork, but not of its contents: linear, as its first fault needs it. */
+	child = must_fork(test, tm);
+	vma = inherited_vma(test, child, NULL, HOME, 8);
+	vma->vm_start = other->vm_start;
+	vma->vm_end = other->vm_end;
+	expect_recorded(test, child, HOME, 8, far, 0);
+	mmap_write_lock(&child->mm);
+	cow_context_wipe_vma(vma);
+	expect_recorded(test, child, 0, 0, 0, 0);
+	KUNIT_EXPECT_EQ(test, cow_context_vma_delta(vma), 0);
+	KUNIT_EXPECT_EQ(test, vma->vm_pgoff, AWAY + 64);
+	cow_context_prepare_vma(vma);
+	KUNIT_EXPECT_PTR_EQ(test, vma->origin, ctx_of(child));
+	mmap_write_unlock(&child->mm);
+	expect_recorded(test, tm, HOME, 8, far, 0);
+	vm_area_free(vma);
+	vm_area_free(other);
+}
+
+/* A VMA that another thread resets. */
+struct reset_job {
+	struct job job;
+	struct vm_area_struct *vma;
+};
+
+static void job_reset(struct job *job)
+{
+	struct vm_area_struct *vma = container_of(job, struct reset_job,
+						  job)->vma;
+
+	mmap_write_lock(vma->vm_mm);
+	cow_context_reset_vma(vma);
+	mmap_write_unlock(vma->vm_mm);
+}
+
+/*
+ * I5: a VMA whose pages were all moved away is hidden when no walk is inside the
+ * mm. It stays in mm_mt, but no walk gets to it, nor is its place recorded.
+ */
+static void reset_hides(struct kunit *test)
+{
+	struct test_mm *tm = mm_for_records(test);
+	struct cow_context *ctx = ctx_of(tm);
+	struct cow_context_walk walk = {
+		.owner = ctx,
+		.first = HOME,
+		.last = HOME,
+	};
+	struct task_struct *task;
+	struct reset_job *reset;
+	bool waits, visible;
+
+	reset = kunit_kzalloc(test, sizeof(*reset), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, reset);
+	reset->job.run = job_reset;
+	reset->vma = moved_vma(test, tm, tm, HOME, 8, AWAY);
+	attach_vma(test, reset->vma);
+	cow_context_walk(&walk);
+	KUNIT_EXPECT_EQ(test, walk.nr_vmas, 1);
+
+	task = create_job(test, &reset->job);
+	down_read(&ctx->rwsem);
+	wake_up_process(task);
+	waits = wait_for_waiter(&ctx->rwsem);
+	visible = READ_ONCE(reset->vma->origin);
+	up_read(&ctx->rwsem);
+	wait_for_completion(&reset->job.done);
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, visible);
+
+	KUNIT_EXPECT_NULL(test, reset->vma->origin);
+	expect_recorded(test, tm, 0, 0, 0, 0);
+	walk.nr_vmas = 0;
+	cow_context_walk(&walk);
+	KUNIT_EXPECT_EQ(test, walk.nr_vmas, 0);
+	detach_vmas(tm);
+	vm_area_free(reset->vma);
+}
+
+/* -------------------------------------------------------------------------
+ * VMAs in chosen places, and every walk around them.
+ */
+
+#define MAX_PLACED	3
+
+/* The last page whose end is an address, as for walks; and one more than there are. */
+#define LAST_PAGE	((ULONG_MAX >> PAGE_SHIFT) - 1)
+#define NR_ALL_PAGES	BIT(BITS_PER_LONG - PAGE_SHIFT)
+
+/**
+ * struct layout_case - the VMAs of an mm
+ * @name: For the log.
+ * @vma: They, in the order in which they get their records.
+ * @vma.first: First anonymous page offset.
+ * @vma.nr: How many pages; 0 ends the list.
+ * @vma.page: Page number of the address.
+ */
+struct layout_case {
+	const char *name;
+	struct {
+		pgoff_t first;
+		unsigned long nr;
+		unsigned long page;
+	} vma[MAX_PLACED];
+};
+
+static const struct layout_case layout_cases[] = {
+	{
+		.name = "one moved, one around its old place",
+		.vma = { { HOME + 8, 8, AWAY }, { HOME, 24, HOME } },
+	}, {
+		.name = "moved as far: inline, and below and above it",
+		.vma = { { HOME + 32, 8, AWAY + 32 }, { HOME, 8, AWAY },
+			 { HOME + 64, 8, AWAY + 64 } },
+	}, {
+		.name = "the same offsets in three places",
+		.vma = { { HOME, 8, AWAY }, { HOME + 4, 8, AWAY + 64 },
+			 { HOME - 4, 24, HOME - 4 } },
+	}, {
+		.name = "offsets beyond all pages, one at what they would wrap to",
+		.vma = { { NR_ALL_PAGES + HOME, 8, AWAY },
+			 { HOME - 4, 24, HOME - 4 } },
+	}, {
+		.name = "offsets around the last page, one there",
+		.vma = { { LAST_PAGE - 1, 4, AWAY },
+			 { LAST_PAGE - 1, 2, LAST_PAGE - 1 } },
+	},
+};
+
+KUNIT_ARRAY_PARAM_DESC(layout, layout_cases, name);
+
+static bool visit_and_end(struct cow_context_walk *walk,
+			  struct vm_area_struct *vma)
+{
+	return false;
+}
+
+/* A walk visits each VMA that has one of the offsets, once, and no other. */
+static void expect_found(struct kunit *test, struct test_mm *tm,
+			 struct vm_area_struct **vma, unsigned int nr,
+			 pgoff_t first, pgoff_t last)
+{
+	struct cow_context *ctx = ctx_of(tm);
+	struct cow_context_walk walk = {
+		.owner = ctx,
+		.first = first,
+		.last = last,
+	};
+	unsigned int i, wanted = 0;
+
+	down_read(&ctx->rwsem);
+	for (i = 0; i < nr; i++) {
+		const pgoff_t start = vma_start_anon_pgoff(vma[i]);
+		const bool has = start <= last &&
+			start + vma_pages(vma[i]) - 1 >= first;
+
+		wanted += has;
+		KUNIT_EXPECT_EQ_MSG(test, has,
+				    cow_context_would_visit(&walk, ctx, vma[i]),
+				    "VMA %u, offsets %lx-%lx", i, first, last);
+	}
+	up_read(&ctx->rwsem);
+
+	cow_context_walk(&walk);
+	KUNIT_EXPECT_EQ_MSG(test, walk.nr_vmas, wanted, "offsets %lx-%lx",
+			    first, last);
+	KUNIT_EXPECT_EQ(test, walk.nr_overlap, wanted ? wanted - 1 : 0);
+
+	/* Who has enough is not given more. */
+	walk.nr_vmas = 0;
+	walk.visit = visit_and_end;
+	cow_context_walk(&walk);
+	KUNIT_EXPECT_EQ(test, walk.nr_vmas, min(wanted, 1U));
+}
+
+/* I6: nothing is missed at the ends of a record, nor of all pages. */
+static void walk_layouts(struct kunit *test)
+{
+	const struct layout_case *param = test->param_value;
+	static const unsigned int lengths[] = { 1, 2, 3, 8, 40 };
+	struct test_mm *tm = must_fork(test, NULL);
+	struct vm_area_struct *vma[MAX_PLACED];
+	unsigned int nr, i, j;
+	pgoff_t first;
+
+	for (nr = 0; nr < MAX_PLACED && param->vma[nr].nr; nr++) {
+		vma[nr] = moved_vma(test, tm, tm, param->vma[nr].first,
+				    param->vma[nr].nr, param->vma[nr].page);
+		attach_vma(test, vma[nr]);
+	}
+	for (i = 0; i < nr; i++) {
+		first = param->vma[i].first - 3;
+		for (; first < param->vma[i].first + param->vma[i].nr + 3; first++)
+			for (j = 0; j < ARRAY_SIZE(lengths); j++)
+				expect_found(test, tm, vma, nr, first,
+					     first + lengths[j] - 1);
+	}
+	detach_vmas(tm);
+	while (nr)
+		vm_area_free(vma[--nr]);
+}
+
+/* -------------------------------------------------------------------------
+ * Real mms: pages that are faulted in, forked, copied and unmapped.
+ */
+
+#define NR_REAL		2
+#define REAL_SIZE	(2 * PAGE_SIZE)
+
+/**
+ * struct real - a page of an mm and its child
+ * @mm: They.
+ * @addr: Where it is.
+ * @visits: How often each was visited.
+ * @strange: Visits of something else, or elsewhere.
+ */
+struct real {
+	struct mm_struct *mm[NR_REAL];
+	unsigned long addr;
+	unsigned int visits[NR_REAL];
+	unsigned int strange;
+};
+
+static bool visit_real(struct folio *folio, struct vm_area_struct *vma,
+		       unsigned long addr, void *arg)
+{
+	struct real *real = arg;
+	unsigned int i;
+
+	for (i = 0; i < NR_REAL && real->mm[i] != vma->vm_mm; i++)
+		;
+	if (i < NR_REAL && addr == real->addr)
+		real->visits[i]++;
+	else
+		real->strange++;
+	return true;
+}
+
+/* The page that the mm writes to there, locked. */
+static struct folio *write_real(struct kunit *test, struct real *real,
+				unsigned int i)
+{
+	struct page *page = NULL;
+	long nr;
+
+	mmap_read_lock(real->mm[i]);
+	nr = get_user_pages_remote(real->mm[i], real->addr, 1, FOLL_WRITE, &page,
+				   NULL);
+	mmap_read_unlock(real->mm[i]);
+	KUNIT_ASSERT_EQ(test, nr, 1);
+	folio_lock(page_folio(page));
+	return page_folio(page);
+}
+
+static void put_real(struct folio *folio)
+{
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
+/* Who is visited for the page, as the digits of a number. */
+static unsigned int walk_real(struct kunit *test, struct real *real,
+			      struct folio *folio)
+{
+	struct rmap_walk_control rwc = {
+		.rmap_one = visit_real,
+		.arg = real,
+		.need_mapped = true,
+	};
+	const long found = cow_context_stat_sum(COW_STAT_FOUND);
+	const long missed = cow_context_stat_sum(COW_STAT_MISSED);
+
+	memset(real->visits, 0, sizeof(real->visits));
+	real->strange = 0;
+	rmap_walk_anon(folio, &rwc, false);
+	KUNIT_EXPECT_EQ(test, real->strange, 0);
+
+	/* Beside anon_vma's answer: each entry that there is, and no less. */
+	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_MISSED), missed);
+	if (!IS_ENABLED(CONFIG_COW_CONTEXT_ANON_RMAP))
+		KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_FOUND) - found,
+				folio_mapcount(folio));
+	return 10 * real->visits[0] + real->visits[1];
+}
+
+static int map_real(struct real *real)
+{
+	return vm_mmap(NULL, real->addr, REAL_SIZE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0) != real->addr;
+}
+
+static int unmap_real(struct real *real)
+{
+	return vm_munmap(real->addr, REAL_SIZE);
+}
+
+/* The mm is this thread's, and goes with it. */
+static struct real *begin_real(struct kunit *test)
+{
+	struct real *real = kunit_kzalloc(test, sizeof(*real), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, real);
+	real->addr = kunit_vm_mmap(test, NULL, 0, REAL_SIZE,
+				   PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS, 0);
+	KUNIT_ASSERT_NE(test, real->addr, 0);
+	KUNIT_ASSERT_LT(test, real->addr, TASK_SIZE);
+	real->mm[0] = current->mm;
+	return real;
+}
+
+static int fork_real(struct real *real)
+{
+	int err;
+
+	real->mm[1] = mm_alloc();
+	if (!real->mm[1])
+		return -ENOMEM;
+	uprobe_start_dup_mmap();
+	err = dup_mmap(real->mm[1], real->mm[0]);
+	uprobe_end_dup_mmap();
+	return err;
+}
+
+#ifndef CONFIG_COW_CONTEXT_ANON_RMAP
+/* The page is mapped in both mms: what the comparison says of it, and counts. */
+static void compare_real(struct kunit *test, struct real *real,
+			 struct folio *folio)
+{
+	struct rmap_walk_control rwc = {
+		.rmap_one = visit_real,
+		.arg = real,
+	};
+	const long contended = cow_context_stat_sum(COW_STAT_CONTENDED);
+	const long foreign = cow_context_stat_sum(COW_STAT_KSM_FOREIGN);
+	const long missed = cow_context_stat_sum(COW_STAT_MISSED);
+	const long ksm = cow_context_stat_sum(COW_STAT_WALKS_KSM);
+	long found = cow_context_stat_sum(COW_STAT_FOUND);
+	struct anon_vma *anon_vma;
+	unsigned int i;
+
+	mmap_read_lock(real->mm[0]);
+	anon_vma = vma_lookup(real->mm[0], real->addr)->anon_vma;
+	mmap_read_unlock(real->mm[0]);
+
+	/* KSM's items: the parent's is about both, the child's about itself. */
+	for (i = 0; i < NR_REAL; i++) {
+		down_read(&anon_vma->root->rwsem);
+		cow_context_compare_ksm(anon_vma, folio, real->mm[i],
+					folio->index, real->addr, &rwc);
+		up_read(&anon_vma->root->rwsem);
+		found += NR_REAL - i;
+		KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_FOUND), found);
+		KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_KSM_FOREIGN),
+				foreign + i);
+		KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_WALKS_KSM),
+				ksm + i + 1);
+	}
+
+	/* Of an mm that is locked a walk that must not wait says nothing. */
+	rwc.try_lock = true;
+	mmap_write_lock(real->mm[1]);
+	cow_context_lock(real->mm[1]);
+	rmap_walk_anon(folio, &rwc, false);
+	cow_context_unlock(real->mm[1]);
+	mmap_write_unlock(real->mm[1]);
+	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_CONTENDED),
+			contended + 1);
+	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_FOUND), found + 1);
+	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_MISSED), missed);
+}
+
+/* I2: a folio is the mm's own or its VMA's origin's, and another takes that over. */
+static void shadow_owners(struct kunit *test)
+{
+	struct test_mm *root = must_fork(test, NULL), *tm = must_fork(test, root);
+	struct vm_area_struct *vma = inherited_vma(test, tm, root, HOME, 4);
+	struct folio *folio = folio_alloc(GFP_KERNEL, 0);
+	struct folio *other = folio_alloc(GFP_KERNEL, 0);
+
+	KUNIT_ASSERT_NOT_NULL(test, folio);
+	KUNIT_ASSERT_NOT_NULL(test, other);
+	cow_context_set_owner(folio, vma, true);
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_folio_owner(folio), ctx_of(tm));
+	cow_context_set_owner(other, vma, false);
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_folio_owner(other), ctx_of(root));
+
+	/* A file's has none to give away. */
+	cow_context_copy_owner(other, folio);
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_folio_owner(other), ctx_of(root));
+	folio->mapping = (void *)FOLIO_MAPPING_ANON;
+	cow_context_copy_owner(other, folio);
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_folio_owner(other), ctx_of(tm));
+	folio->mapping = NULL;
+	folio_put(other);
+	folio_put(folio);
+	vm_area_free(vma);
+}
+#else
+static void compare_real(struct kunit *test, struct real *real,
+			 struct folio *folio)
+{
+}
+#endif
+
+/*
+ * I2 and I8, with the code of mm/memory.c and mm/mmap.c: a page is its mm's, a child
+ * shares it, what the child writes is the child's own. Walks visit who has it.
+ */
+static void real_pages(struct kunit *test)
+{
+	struct real *real = begin_real(test);
+	struct folio *folio, *copy;
+	struct vm_area_struct *vma;
+
+	folio = write_real(test, real, 0);
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_folio_owner(folio),
+			    real->mm[0]->cow_context);
+	KUNIT_EXPECT_EQ(test, folio->index, real->addr >> PAGE_SHIFT);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 10);
+
+	KUNIT_ASSERT_EQ(test, fork_real(real), 0);
+	KUNIT_EXPECT_EQ(test, folio_mapcount(folio), 2);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 11);
+	compare_real(test, real, folio);
+	mmap_read_lock(real->mm[1]);
+	vma = vma_lookup(real->mm[1], real->addr);
+	KUNIT_EXPECT_PTR_EQ(test, vma->origin, real->mm[0]->cow_context);
+	KUNIT_EXPECT_NULL(test, cow_context_check_vma(vma));
+	mmap_read_unlock(real->mm[1]);
+
+	/* What the child writes is not looked for above it. */
+	put_real(folio);
+	copy = write_real(test, real, 1);
+	KUNIT_EXPECT_PTR_NE(test, copy, folio);
+	KUNIT_EXPECT_PTR_EQ(test, cow_context_folio_owner(copy),
+			    real->mm[1]->cow_context);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, copy), 1);
+	put_real(copy);
+	/* The child's VMA could have the parent's page. */
+	folio = write_real(test, real, 0);
+	KUNIT_EXPECT_EQ(test, folio_mapcount(folio), 1);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 11);
+
+	/* Nobody has it any more; the child's stays. */
+	KUNIT_EXPECT_EQ(test, unmap_real(real), 0);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 0);
+	put_real(folio);
+	copy = write_real(test, real, 1);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, copy), 1);
+	put_real(copy);
+	mmput(real->mm[1]);
+}
+
+/*
+ * Where the parent replaces what the child still has, both VMAs have the same origin
+ * and offsets. Each is visited for the other's page, and that is counted as extra.
+ */
+static void real_replaced(struct kunit *test)
+{
+	const bool pure = IS_ENABLED(CONFIG_COW_CONTEXT_ANON_RMAP);
+	const long extra = cow_context_stat_sum(COW_STAT_EXTRA);
+	struct real *real = begin_real(test);
+	struct folio *folio, *other;
+
+	folio = write_real(test, real, 0);
+	KUNIT_ASSERT_EQ(test, fork_real(real), 0);
+	KUNIT_ASSERT_EQ(test, unmap_real(real), 0);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 1);
+	KUNIT_ASSERT_EQ(test, map_real(real), 0);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 1);
+	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_EXTRA), extra);
+
+	other = write_real(test, real, 0);
+	KUNIT_EXPECT_PTR_NE(test, other, folio);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), pure ? 11 : 1);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, other), pure ? 11 : 10);
+	if (!pure)
+		KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_EXTRA),
+				extra + 2);
+	put_real(other);
+	put_real(folio);
+	mmput(real->mm[1]);
+}
+
 #ifdef CONFIG_COW_CONTEXT_ANON_RMAP
 /* -------------------------------------------------------------------------
  * Without anon_vma: what mm/rmap.c, mm/ksm.c and others ask.
@@ -2960,13 +3762,7 @@ static unsigned int refs_of(struct sharing *s, unsigned int i)
 /* The mm unmaps it. */
 static void unshare_mm(struct sharing *s, unsigned int i)
 {
-	struct mm_struct *mm = &s->tm[i]->mm;
-
-	mmap_write_lock(mm);
-	cow_context_lock(mm);
-	__mt_destroy(&mm->mm_mt);
-	cow_context_unlock(mm);
-	mmap_write_unlock(mm);
+	detach_vmas(s->tm[i]);
 	vm_area_free(s->vma[i]);
 	s->vma[i] = NULL;
 }
@@ -2995,18 +3791,9 @@ static struct sharing *begin_sharing(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, s);
 	s->addr = (page + 1) << PAGE_SHIFT;
 	for (i = 0; i < NR_SHARERS; i++) {
-		struct mm_struct *mm;
-
 		s->tm[i] = must_fork(test, i ? s->tm[i - 1] : NULL);
 		s->vma[i] = inherited_vma(test, s->tm[i], s->tm[0], page, nr);
-		mm = &s->tm[i]->mm;
-
-		MA_STATE(mas, &mm->mm_mt, s->vma[i]->vm_start,
-			 s->vma[i]->vm_end - 1);
-
-		mmap_write_lock(mm);
-		KUNIT_EXPECT_EQ(test, 0, mas_store_gfp(&mas, s->vma[i], GFP_KERNEL));
-		mmap_write_unlock(mm);
+		attach_vma(test, s->vma[i]);
 	}
 	s->folio = folio_alloc(GFP_KERNEL, 0);
 	KUNIT_ASSERT_NOT_NULL(test, s->folio);
@@ -3094,6 +3881,91 @@ static void anon_walks(struct kunit *test)
 	end_sharing(s);
 }
 
+static bool is_first_sharer(struct vm_area_struct *vma, void *arg)
+{
+	const struct sharing *s = arg;
+
+	return vma == s->vma[0];
+}
+
+static int is_done(struct folio *folio)
+{
+	return 1;
+}
+
+static int is_not_done(struct folio *folio)
+{
+	return 0;
+}
+
+/* Who asks is given no VMA that he calls invalid, and none when he has done. */
+static void anon_walks_end(struct kunit *test)
+{
+	struct sharing *s = begin_sharing(test);
+	struct rmap_walk_control rwc = { .rmap_one = visit_sharer, .arg = s };
+
+	rwc.invalid_vma = is_first_sharer;
+	rmap_walk_anon(s->folio, &rwc, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 11);
+	rwc.done = is_not_done;
+	rmap_walk_anon(s->folio, &rwc, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 11);
+	/* Not asked after what was left out. */
+	rwc.done = is_done;
+	rmap_walk_anon(s->folio, &rwc, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 10);
+	rwc.invalid_vma = NULL;
+	rmap_walk_anon(s->folio, &rwc, false);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 100);
+	end_sharing(s);
+}
+
+/* A walk that must not wait ends where it would have to, and says so. */
+static void anon_walks_try(struct kunit *test)
+{
+	struct sharing *s = begin_sharing(test);
+	struct rmap_walk_control rwc = {
+		.rmap_one = visit_sharer,
+		.arg = s,
+		.try_lock = true,
+	};
+	struct mm_struct *mm = &s->tm[1]->mm;
+
+	mmap_write_lock(mm);
+	cow_context_lock(mm);
+	rmap_walk_anon(s->folio, &rwc, false);
+	KUNIT_EXPECT_TRUE(test, rwc.contended);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 100);
+#ifdef CONFIG_KSM
+	struct anon_rmap_addr ara = {
+		.rmap = vma_get_anon_rmap(s->vma[0]),
+		.mm = mm,
+		.index = s->folio->index,
+		.addr = s->addr,
+	};
+
+	rwc.contended = false;
+	KUNIT_EXPECT_FALSE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
+	KUNIT_EXPECT_TRUE(test, rwc.contended);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 0);
+	ara.mm = &s->tm[2]->mm;
+	ara.others = true;
+	rwc.contended = false;
+	KUNIT_EXPECT_FALSE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
+	KUNIT_EXPECT_TRUE(test, rwc.contended);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 100);
+	anon_rmap_put(ara.rmap);
+#endif
+	cow_context_unlock(mm);
+	mmap_write_unlock(mm);
+
+	rwc.contended = false;
+	rmap_walk_anon(s->folio, &rwc, false);
+	KUNIT_EXPECT_FALSE(test, rwc.contended);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 111);
+	end_sharing(s);
+}
+
 #ifdef CONFIG_KSM
 /* One mm at one address; in a second pass all others that may have it there. */
 static void anon_walks_addr(struct kunit *test)
@@ -3165,6 +4037,11 @@ static void anon_owners(struct kunit *test)
 		vma->origin = NULL;
 		own_folio(s, 0);
 		KUNIT_EXPECT_FALSE(test, folio_anon_may_map(s->folio, vma));
+		KUNIT_EXPECT_FALSE(test, vma_anon_is_fork_child(vma));
+		mmap_read_lock(vma->vm_mm);
+		KUNIT_EXPECT_EQ(test, __vma_anon_prepare(vma), 0);
+		mmap_read_unlock(vma->vm_mm);
+		KUNIT_EXPECT_PTR_EQ(test, vma->origin, ctx_of(s->tm[mm]));
 		vma->origin = ctx_of(s->tm[0]);
 		s->folio->mapping = NULL;
 		KUNIT_EXPECT_FALSE(test, folio_anon_may_map(s->folio, vma));
@@ -3176,6 +4053,7 @@ static void anon_owners(struct kunit *test)
 static void anon_pins(struct kunit *test)
 {
 	struct sharing *s = begin_sharing(test);
+	struct cow_context *ctx;
 	struct anon_rmap *rmap;
 	unsigned int i, refs;
 
@@ -3208,6 +4086,21 @@ static void anon_pins(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, refs_of(s, i), refs);
 	}
 	expect_sane(test);
+
+	/* Nor is one whose last reference is gone, and only RCU keeps it. */
+	ctx = ctx_of(s->tm[NR_SHARERS - 1]);
+	map_folio(s, true);
+	unshare_mm(s, NR_SHARERS - 1);
+	cow_context_get(ctx);
+	exit_mm(test->priv, s->tm[NR_SHARERS - 1]);
+	rcu_read_lock();
+	cow_context_put(ctx);
+	KUNIT_EXPECT_NULL(test, folio_get_anon_rmap(s->folio));
+	KUNIT_EXPECT_EQ(test, refcount_read(&ctx->refs), 0);
+	rcu_read_unlock();
+	s->folio->mapping = NULL;
+	KUNIT_EXPECT_NULL(test, folio_get_anon_rmap(s->folio));
+	expect_sane(test);
 	end_sharing(s);
 }
 
@@ -3218,6 +4111,7 @@ static void anon_locks(struct kunit *test)
 	struct vm_area_struct *vma = s->vma[1];
 	struct vma_prepare vp = { .vma = vma };
 	struct rw_semaphore *rwsem = &ctx_of(s->tm[1])->rwsem;
+	int err;
 
 	mmap_write_lock(vma->vm_mm);
 	anon_rmap_begin_move(vma, false);
@@ -3235,6 +4129,15 @@ static void anon_locks(struct kunit *test)
 	anon_rmap_unlock_all(vma->vm_mm);
 	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(rwsem));
 	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(&ctx_of(s->tm[0])->rwsem));
+
+	/* Whom a signal waits for gets no lock. */
+	set_thread_flag(TIF_SIGPENDING);
+	err = anon_rmap_lock_all(vma->vm_mm);
+	clear_thread_flag(TIF_SIGPENDING);
+	KUNIT_EXPECT_EQ(test, err, -EINTR);
+	KUNIT_EXPECT_FALSE(test, rwsem_is_locked(rwsem));
+	if (!err)
+		anon_rmap_unlock_all(vma->vm_mm);
 	mmap_write_unlock(vma->vm_mm);
 	end_sharing(s);
 }
@@ -3324,6 +4227,10 @@ static void checks_vma(struct kunit *test)
 	vma->vm_end += 5 * PAGE_SIZE;
 	KUNIT_EXPECT_STREQ(test, cow_context_check_vma(vma),
 			   "the VMA was moved and has no record");
+	/* Nothing is asked of the temporary stack of exec. */
+	vm_flags_init(vma, VM_GROWSDOWN | VM_STACK_INCOMPLETE_SETUP);
+	KUNIT_EXPECT_NULL(test, cow_context_check_vma(vma));
+	vm_flags_init(vma, VM_GROWSDOWN);
 	KUNIT_ASSERT_EQ(test, 0, cow_context_add_remap(ctx_of(c), page,
 						       page + 6, 5));
 	KUNIT_EXPECT_STREQ(test, cow_context_check_vma(vma),
@@ -3356,8 +4263,22 @@ static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE_PARAM(walk_vmas, vma_gen_params),
 	KUNIT_CASE(filter),
 	KUNIT_CASE(filter_hooks),
-#ifdef CONFIG_COW_CONTEXT_ANON_RMAP
+	KUNIT_CASE(filter_made_anew),
+	KUNIT_CASE(first_fault),
+	KUNIT_CASE_PARAM(record_of_move, record_gen_params),
+	KUNIT_CASE_PARAM(record_of_growth, record_gen_params),
+	KUNIT_CASE_PARAM(growth_wraps, record_gen_params),
+	KUNIT_CASE_PARAM(record_goes, record_gen_params),
+	KUNIT_CASE_PARAM(reset_hides, record_gen_params),
+	KUNIT_CASE_PARAM(walk_layouts, layout_gen_params),
+	KUNIT_CASE(real_pages),
+	KUNIT_CASE(real_replaced),
+#ifndef CONFIG_COW_CONTEXT_ANON_RMAP
+	KUNIT_CASE(shadow_owners),
+#else
 	KUNIT_CASE(anon_walks),
+	KUNIT_CASE(anon_walks_end),
+	KUNIT_CASE(anon_walks_try),
 #ifdef CONFIG_KSM
 	KUNIT_CASE(anon_walks_addr),
 #endif
