@@ -2797,14 +2797,16 @@ TEST_F_TIMEOUT(cow_context_large, merged_and_swapped, TEST_SECONDS)
 }
 
 /*
- * They are one process, which has them at one offset: the large folios may be
- * mapped at both places. A part of each is unmapped, so that the sum of mapcounts
- * does not tell. What is written must not appear at the other place.
+ * They are one process, which has them at one offset, and for anon_vma one
+ * anon_vma, that of the memory below: the large folios may be mapped at both
+ * places. A part of each is unmapped, so that the sum of mapcounts does not tell.
+ * What is written must not appear at the other place.
  */
 TEST_F_TIMEOUT(cow_context_large, merged_with_itself, TEST_SECONDS)
 {
 	const long pages = variant->size / page * 4;
-	char *a = area(0), *b = area(1), *c = area(2), *d = area(4);
+	char *below = area(0), *a = below + pages * page;
+	char *b = area(1), *c = area(2), *d = area(4);
 	const char *why = lacks_merging(self->path, self->ksm_run,
 					sizeof(self->ksm_run));
 	int tries = LUCKY_TRIES;
@@ -2814,7 +2816,7 @@ TEST_F_TIMEOUT(cow_context_large, merged_with_itself, TEST_SECONDS)
 	if (why)
 		SKIP(return, "%s", why);
 	do {
-		OK(call(0, op_map, a, pages, 0, 0));
+		OK(call(0, op_map, below, 2 * pages, 0, 0));
 		FILL(0, a, pages, 1);
 		MOVE(0, a, pages, b, 0);
 		OK(call(0, op_map, a, pages, 0, 0));
