@@ -94,6 +94,20 @@ gcov_args() {
 	done
 }
 
+# kcsan_args SOURCE: what make is told so that KCSAN looks at the files that the series
+# writes or edits only: of all accesses it watches one in some hundred.  Locks, RCU and
+# trees keep their barriers, or what happens under a lock would seem to leave it.
+kcsan_args() {
+	local files
+	files=$(git -C "$1" diff --name-only cowctx-base HEAD -- '*.c' ':!tools' ':!mm/tests' | sed 's/c$/o/' | paste -sd ' ')
+	# for make to expand, at each file
+	# shellcheck disable=SC2016
+	printf '%s=$(if $(filter %s,%s),y,n)\n' \
+		KCSAN_SANITIZE "$files" '$(obj)/$(target-stem).o' \
+		KCSAN_INSTRUMENT_BARRIERS 'mm kernel kernel/locking kernel/rcu kernel/sched lib/maple_tree.o lib/refcount.o lib/xarray.o' \
+			'$(obj) $(obj)/$(target-stem).o'
+}
+
 # fuzz_seed: a random one for harness/fuzz, odd: --system in both halves
 fuzz_seed() { echo "$((RANDOM << 16 | RANDOM << 1 | 1))"; }
 
