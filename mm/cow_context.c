@@ -340,7 +340,8 @@ void cow_context_prepare_vma(struct vm_area_struct *vma)
 	VM_WARN_ON_ONCE_VMA(cow_context_vma_delta(vma) &&
 			    !vma_is_temporary_stack(vma), vma);
 
-	WRITE_ONCE(vma->origin, vma->vm_mm->cow_context->owner);
+	/* Pairs with the acquire in is_candidate(). */
+	smp_store_release(&vma->origin, vma->vm_mm->cow_context->owner);
 }
 
 /**
@@ -460,7 +461,10 @@ void cow_context_hide(struct unmap_desc *unmap)
 	else
 		clear_origins(unmap);
 	cow_context_unlock(mm);
-	/* Not so after a failed fork, whose mm_mt is not complete. */
+	/*
+	 * What MAP_FIXED replaces does not count, and mm_mt of a failed fork is not
+	 * complete.
+	 */
 	if (nr)
 		cow_filter_unmapped(ctx, nr);
 }

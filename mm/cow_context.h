@@ -3,7 +3,7 @@
  * CoW contexts: types and invariants.
  *
  * Private to mm/cow_context*.c, their tests, and the few lines of mm/rmap.c
- * that call the comparison. Everyone else includes <linux/cow_context.h>.
+ * that set a folio's owner. Everyone else includes <linux/cow_context.h>.
  */
 #ifndef __MM_COW_CONTEXT_H
 #define __MM_COW_CONTEXT_H
@@ -121,7 +121,7 @@ struct cow_filter {
  * @rwsem: R: a walker is inside this mm. W: VMA geometry, page table moves,
  *	hiding VMAs. Ranks where anon_vma->rwsem does (mm/rmap.c). Nothing is
  *	allocated under it with a mask that may enter direct reclaim.
- * @mm: NULL before the first user and once the address space is torn down.
+ * @mm: NULL once the address space is torn down.
  *	Written under W with release; a walker tests it with acquire and
  *	relies on it under R.
  * @owner: This context, or @parent's owner beyond COW_OWNERS_MAX. What a folio
@@ -252,7 +252,6 @@ void cow_context_del_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 			   long delta);
 int cow_context_dup_remaps(struct cow_context *ctx, struct cow_context *from);
 void cow_context_free_remaps(struct cow_context *ctx);
-bool cow_context_has_remap(struct cow_context *ctx, pgoff_t index, long delta);
 bool cow_context_has_remaps(struct cow_context *ctx, pgoff_t first,
 			    pgoff_t last, long delta);
 bool cow_context_next_remap(struct cow_context *ctx,
@@ -296,8 +295,7 @@ static inline bool cow_filter_meets(const struct cow_context *ctx,
  * @owner: Where it starts: the folio's owner; for KSM the owner of the mm.
  * @first: First anonymous page offset of the folio.
  * @last: Last one, inclusive.
- * @addr: KSM: the user address where the page is mapped; else 0.
- * @ksm: Find VMAs by @addr, without looking at their origin.
+ * @ksm: Find VMAs without looking at their origin.
  * @skip: A context whose mm is left out, or NULL.
  * @hugetlb: The folio is a hugetlb folio.
  * @try_lock: End the walk at the first lock that stays contended.
@@ -310,7 +308,6 @@ struct cow_context_walk {
 	struct cow_context *owner;
 	pgoff_t first;
 	pgoff_t last;
-	unsigned long addr;
 	struct cow_context *skip;
 	bool ksm;
 	bool hugetlb;

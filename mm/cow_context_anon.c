@@ -187,12 +187,7 @@ void anon_rmap_unlock_all(struct mm_struct *mm)
  */
 void anon_rmap_validate_vma(struct vm_area_struct *vma)
 {
-	const char *why = cow_context_check_vma(vma);
-
-	if (why) {
-		pr_emerg("cow_context: %s\n", why);
-		VM_WARN_ON_ONCE_VMA(1, vma);
-	}
+	cow_context_validate_vma(vma);
 }
 #endif
 
@@ -324,11 +319,9 @@ static bool visit_vma(struct cow_context_walk *walk, struct vm_area_struct *vma)
 {
 	struct anon_walk *aw = container_of(walk, struct anon_walk, walk);
 	struct rmap_walk_control *rwc = aw->rwc;
-	unsigned long address = walk->addr;
+	const unsigned long address =
+		vma_anon_address(vma, walk->first, walk->last - walk->first + 1);
 
-	if (!walk->ksm)
-		address = vma_anon_address(vma, walk->first,
-					   walk->last - walk->first + 1);
 	VM_WARN_ON_ONCE_VMA(address == -EFAULT, vma);
 
 	if (rwc->invalid_vma && rwc->invalid_vma(vma, rwc->arg))
@@ -389,6 +382,9 @@ void rmap_walk_anon(struct folio *folio, struct rmap_walk_control *rwc,
  * @folio: The KSM folio, for @rwc.
  * @rwc: The reverse mapping walk control object.
  *
+ * Not only at the address where KSM found it: an mm that is not mergeable keeps
+ * what it shares with one that is, and can move it.
+ *
  * Context: The caller holds the folio lock. May sleep.
  * Return: false if the whole walk is over: @rwc says so, or a lock was contended
  * and @rwc->try_lock is set.
@@ -402,7 +398,6 @@ bool anon_rmap_walk_addr(const struct anon_rmap_addr *ara, struct folio *folio,
 			.owner = to_cow_context(ara->rmap),
 			.first = ara->index,
 			.last = ara->index,
-			.addr = ara->addr,
 			.ksm = true,
 			.try_lock = rwc->try_lock,
 			.visit = visit_vma,

@@ -501,15 +501,17 @@ void cow_context_compare(struct anon_vma *anon_vma, struct folio *folio,
 	end_compare(&cmp);
 }
 
-static bool ksm_covers(const struct compare *cmp, struct vm_area_struct *vma)
+static bool ksm_covers(const struct compare *cmp, struct vm_area_struct *vma,
+		       unsigned long addr)
 {
 	const struct cow_context *ctx;
 
-	if (cmp->walk.addr < vma->vm_start || cmp->walk.addr >= vma->vm_end)
+	if (addr < vma->vm_start || addr >= vma->vm_end)
 		return false;
-	for (ctx = vma->vm_mm->cow_context; ctx; ctx = ctx->parent)
-		if (ctx == cmp->walk.owner)
-			return true;
+	if (linear_anon_page_index(vma, addr) == cmp->walk.first)
+		for (ctx = vma->vm_mm->cow_context; ctx; ctx = ctx->parent)
+			if (ctx == cmp->walk.owner)
+				return true;
 	/* It was merged, or forked from what was: another item's. */
 	cow_context_count(COW_STAT_KSM_FOREIGN, 1);
 	return false;
@@ -540,7 +542,6 @@ void cow_context_compare_ksm(struct anon_vma *anon_vma, struct folio *folio,
 			.owner = mm->cow_context->owner,
 			.first = index,
 			.last = index,
-			.addr = addr,
 			.ksm = true,
 			.try_lock = rwc->try_lock,
 		},
@@ -552,11 +553,11 @@ void cow_context_compare_ksm(struct anon_vma *anon_vma, struct folio *folio,
 	cow_context_count(COW_STAT_WALKS_KSM, 1);
 
 	anon_rmap_tree_foreach(avc, anon_vma, index, index)
-		if (ksm_covers(&cmp, avc->vma))
+		if (ksm_covers(&cmp, avc->vma, addr))
 			judge(&cmp, avc->vma, addr);
 	if (compare_visits(&cmp)) {
 		anon_rmap_tree_foreach(avc, anon_vma, index, index)
-			if (ksm_covers(&cmp, avc->vma))
+			if (ksm_covers(&cmp, avc->vma, addr))
 				search(&cmp, avc->vma, addr);
 	}
 	end_compare(&cmp);

@@ -3,8 +3,9 @@
  * CoW contexts: what a person reads.
  *
  * /sys/kernel/debug/cow_context/stats	counters, one "name: value" a line
- * /sys/kernel/debug/cow_context/tree	every family, one context a line, indented
- *					by its place in the tree
+ * /sys/kernel/debug/cow_context/tree	the families of all processes, one context a
+ *					line, indented by its depth; without those
+ *					whose first mm is that of no process
  * /sys/kernel/debug/cow_context/validate	looks at all page tables: a line for
  *					each entry that no walk would find
  *

@@ -24,7 +24,7 @@
  * fork, before a VMA is moved or grows, and when it takes in an unfaulted one.
  * They are cleared all together, by reading all VMAs again, when as many VMAs
  * were unmapped since the last time as are left: so a munmap pays for a VMA or
- * two, for each that it takes away.
+ * two, for each that it takes away. What MAP_FIXED replaces is not counted.
  *
  * Races
  * =====
@@ -123,7 +123,11 @@ static void add_pieces(struct cow_filter *filter, pgoff_t first, pgoff_t last)
 void cow_filter_folio(struct cow_filter *filter, pgoff_t first, pgoff_t last)
 {
 	*filter = (struct cow_filter) {};
-	add_small(filter, first, last);
+	/* What many pieces leave out is not worth their hashes: 1 GiB has 16384. */
+	if (last - first < 8 * COW_FILTER_SMALL << SMALL_SHIFT)
+		add_small(filter, first, last);
+	else
+		bitmap_fill(filter->small, COW_FILTER_SMALL);
 	add_large(filter, first, last);
 }
 

@@ -45,7 +45,7 @@
  * R, sees records that do not change. The tree has no lock of its own
  * (MT_FLAGS_LOCK_EXTERN), and none that lockdep could check.
  *
- * RCU is for cow_context_has_remap() under a page table lock: of a record that
+ * RCU is for cow_context_has_remaps() under a page table lock: of a record that
  * covers a PTE, what is read does not change in a way that matters, because the
  * record can only grow, or be trimmed beside what is still mapped.
  *
@@ -244,13 +244,14 @@ static int tree_change(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 
 /**
  * cow_context_init_remaps - no remap yet
- * @ctx: A new context.
+ * @ctx: A new context, zeroed.
+ *
+ * Context: Any.
  */
 void cow_context_init_remaps(struct cow_context *ctx)
 {
 	mt_init_flags(&ctx->remaps, MT_FLAGS_LOCK_EXTERN | MT_FLAGS_USE_RCU);
 	mt_on_stack(ctx->remaps);
-	ctx->remap.delta = 0;
 }
 
 /**
@@ -279,9 +280,9 @@ int cow_context_add_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 
 	if (!remap->delta) {
 		down_write(&ctx->rwsem);
-		remap->first = first;
-		remap->last = last;
-		remap->delta = delta;
+		WRITE_ONCE(remap->first, first);
+		WRITE_ONCE(remap->last, last);
+		WRITE_ONCE(remap->delta, delta);
 		up_write(&ctx->rwsem);
 		return 0;
 	}
@@ -325,7 +326,7 @@ void cow_context_del_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 	    first <= remap->last && remap->first <= last) {
 		down_write(&ctx->rwsem);
 		if (first <= remap->first && last >= remap->last)
-			remap->delta = 0;
+			WRITE_ONCE(remap->delta, 0);
 		else if (first <= remap->first)
 			WRITE_ONCE(remap->first, last + 1);
 		else if (last >= remap->last)
@@ -393,41 +394,13 @@ void cow_context_free_remaps(struct cow_context *ctx)
 }
 
 /**
- * cow_context_has_remap - is a place of an offset recorded?
- * @ctx: The context.
- * @index: Anonymous page offset.
- * @delta: Pages from it to the page number of the address; not 0.
- *
- * Context: R, or the PTL of a PTE that the record covers.
- * Return: true if it is.
- */
-bool cow_context_has_remap(struct cow_context *ctx, pgoff_t index, long delta)
-{
-	const struct cow_remap *remap = &ctx->remap;
-	bool has;
-
-	if (READ_ONCE(remap->delta) == delta &&
-	    index >= READ_ONCE(remap->first) && index <= READ_ONCE(remap->last))
-		return true;
-	if (mtree_empty(&ctx->remaps))
-		return false;
-
-	MA_STATE(mas, &ctx->remaps, index, index);
-
-	rcu_read_lock();
-	has = entry_has(mas_walk(&mas), delta);
-	rcu_read_unlock();
-	return has;
-}
-
-/**
  * cow_context_has_remaps - is a place of each of a range of offsets recorded?
  * @ctx: The context.
  * @first: First anonymous page offset.
  * @last: Last one, inclusive.
  * @delta: Pages from offset to page number of the address; not 0.
  *
- * Context: mmap_lock, or R.
+ * Context: mmap_lock, R, or the PTLs of PTEs that the records cover.
  * Return: true if all are.
  */
 bool cow_context_has_remaps(struct cow_context *ctx, pgoff_t first,
@@ -438,12 +411,10 @@ bool cow_context_has_remaps(struct cow_context *ctx, pgoff_t first,
 	pgoff_t index = first;
 
 	for (;;) {
-		pgoff_t end;
+		pgoff_t end = READ_ONCE(remap->last);
 
-		if (remap->delta == delta && index >= remap->first &&
-		    index <= remap->last) {
-			end = remap->last;
-		} else {
+		if (READ_ONCE(remap->delta) != delta ||
+		    index < READ_ONCE(remap->first) || index > end) {
 			bool has;
 
 			mas_set(&mas, index);

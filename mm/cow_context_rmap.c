@@ -102,12 +102,6 @@ static void set_place(struct cow_vma_iter *it)
 	pgoff_t first, last;
 
 	it->unmapping = false;
-	if (walk->ksm) {
-		it->addr = walk->addr;
-		it->end = walk->addr + PAGE_SIZE;
-		return;
-	}
-
 	first = max(walk->first, remap->first) + remap->delta;
 	last = min(walk->last, remap->last) + remap->delta;
 	it->addr = 0;
@@ -161,16 +155,15 @@ static bool is_candidate(const struct cow_context_walk *walk,
 	/* A half-forked child's mm_mt holds its parent's VMAs. */
 	if (vma->vm_mm != ctx->mm)
 		return false;
-	/* Unfaulted, or hidden. */
-	origin = READ_ONCE(vma->origin);
+	/*
+	 * Unfaulted, or hidden. mremap(MREMAP_DONTUNMAP) changes the offset of one
+	 * that has none: pairs with the release in cow_context_prepare_vma().
+	 */
+	origin = smp_load_acquire(&vma->origin);
 	if (!origin)
 		return false;
 
-	if (walk->ksm)
-		return walk->addr >= vma->vm_start &&
-			linear_anon_page_index(vma, walk->addr) == walk->first;
-
-	return origin->depth <= walk->owner->depth &&
+	return (walk->ksm || origin->depth <= walk->owner->depth) &&
 		cow_context_vma_delta(vma) == delta &&
 		is_vm_hugetlb_page(vma) == walk->hugetlb;
 }
@@ -185,8 +178,6 @@ static bool is_wanted(const struct cow_vma_iter *it,
 
 	if (!is_candidate(walk, it->ctx, vma, remap->delta))
 		return false;
-	if (walk->ksm)
-		return true;
 
 	/* Once: from the record with the first offset that both have. */
 	first = max(walk->first, vma_start_anon_pgoff(vma));
@@ -231,8 +222,7 @@ static struct vm_area_struct *cow_context_next_vma(struct cow_vma_iter *it)
 			it->unmapping = true;
 			continue;
 		}
-		if (it->walk->ksm ||
-		    !cow_context_next_remap(it->ctx, &it->remaps))
+		if (!cow_context_next_remap(it->ctx, &it->remaps))
 			return NULL;
 		set_place(it);
 	}
@@ -249,8 +239,6 @@ static bool is_at_one_place(const struct cow_context_walk *walk,
 
 	if (ctx->unmapping.nr)
 		return false;
-	if (walk->ksm)
-		return true;
 	return walk->first == walk->last && mtree_empty(&ctx->remaps) &&
 		(!remap->delta || walk->first < remap->first ||
 		 walk->first > remap->last);
@@ -266,13 +254,12 @@ static bool is_at_one_place(const struct cow_context_walk *walk,
 static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *walk,
 						struct cow_context *ctx)
 {
-	const pgoff_t page = walk->ksm ? PHYS_PFN(walk->addr) : walk->first;
-	const unsigned long addr = page << PAGE_SHIFT;
+	const unsigned long addr = walk->first << PAGE_SHIFT;
 	struct maple_tree *mt = &ctx->mm->mm_mt;
 	struct vm_area_struct *vma;
 
 	VM_WARN_ON_ONCE(!mt_in_rcu(mt));
-	if (page > LAST_PAGE)
+	if (walk->first > LAST_PAGE)
 		return NULL;
 	/* Pairs with the release below: it may be in mm_mt since just now. */
 	vma = smp_load_acquire(&ctx->unmapping.last_found);

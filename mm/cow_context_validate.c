@@ -14,6 +14,7 @@
  * installed, copied, moved or zapped: local, without a walk, in the comparison
  * and in pure mode.
  *
+ * With CONFIG_DEBUG_VM_RB each VMA is looked at when one of its mm has changed.
  * Reading /sys/kernel/debug/cow_context/validate does the same for all page
  * tables of all processes at once.
  *
@@ -59,11 +60,12 @@ const char *cow_context_check_chain(const struct cow_context *ctx,
 }
 
 static const char *check_findable(const struct folio *folio,
-				  const struct page *page,
+				  const struct page *page, unsigned long nr_pages,
 				  const struct vm_area_struct *vma,
 				  unsigned long addr)
 {
 	const pgoff_t index = page_pgoff(folio, page);
+	const pgoff_t last = index + nr_pages - 1;
 	const long delta = cow_context_vma_delta(vma);
 	struct cow_context *ctx = vma->vm_mm->cow_context;
 	const struct cow_context *owner = cow_context_folio_owner(folio);
@@ -71,16 +73,21 @@ static const char *check_findable(const struct folio *folio,
 
 	if (!READ_ONCE(vma->origin))
 		return "the VMA has no origin";
-	if (addr ? index != linear_anon_page_index(vma, addr) :
-		   index - vma_start_anon_pgoff(vma) >= vma_pages(vma))
+	if ((addr && index != linear_anon_page_index(vma, addr)) ||
+	    index < vma_start_anon_pgoff(vma) ||
+	    last - vma_start_anon_pgoff(vma) >= vma_pages(vma))
 		return "the index does not fit";
-	if (delta && !cow_context_has_remap(ctx, index, delta))
+	if (delta && !cow_context_has_remaps(ctx, index, last, delta))
 		return "the remap is not recorded";
 	if (!owner)
 		return NULL;
+	/* In between are bits that the same VMA has set. */
 	cow_filter_folio(&filter, index, index);
 	if (!cow_filter_meets(ctx, owner, &filter))
 		return "the filter has not got the index";
+	cow_filter_folio(&filter, last, last);
+	if (!cow_filter_meets(ctx, owner, &filter))
+		return "the filter has not got the last index";
 	return cow_context_check_chain(ctx, owner, vma->origin);
 }
 
@@ -98,11 +105,12 @@ static struct page *mapped_page(struct vm_area_struct *vma, unsigned long addr,
 
 #ifdef CONFIG_DEBUG_VM
 /**
- * cow_context_assert_findable - would a walk find this page table entry?
+ * cow_context_assert_findable - would a walk find these page table entries?
  * @folio: The folio that is mapped, or that a migration entry stands for.
- * @page: Its page.
+ * @page: Its first page in question.
+ * @nr_pages: How many of its pages, one after the other in one VMA.
  * @vma: The VMA.
- * @addr: The user address, or 0 if the caller does not know.
+ * @addr: The user address of @page, or 0 if the caller does not know.
  *
  * The temporary stack of exec is not asserted: its VMA gives new addresses
  * while the entries are still at the old ones, and migration skips it.
@@ -110,7 +118,7 @@ static struct page *mapped_page(struct vm_area_struct *vma, unsigned long addr,
  * Context: Page table lock. Does not sleep. Empty without CONFIG_DEBUG_VM.
  */
 void cow_context_assert_findable(const struct folio *folio,
-				 const struct page *page,
+				 const struct page *page, unsigned long nr_pages,
 				 const struct vm_area_struct *vma,
 				 unsigned long addr)
 {
@@ -120,7 +128,7 @@ void cow_context_assert_findable(const struct folio *folio,
 	    vma_is_temporary_stack(vma))
 		return;
 
-	why = check_findable(folio, page, vma, addr);
+	why = check_findable(folio, page, nr_pages, vma, addr);
 	if (likely(!why))
 		return;
 	cow_context_count(COW_STAT_UNFINDABLE, 1);
@@ -145,7 +153,7 @@ void cow_context_assert_pte(struct vm_area_struct *vma, unsigned long addr,
 	struct page *page = mapped_page(vma, addr, pte);
 
 	if (page)
-		cow_context_assert_findable(page_folio(page), page, vma, addr);
+		cow_context_assert_findable(page_folio(page), page, 1, vma, addr);
 }
 
 /**
@@ -191,7 +199,8 @@ void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
 	if (pmd_is_migration_entry(pmd)) {
 		struct page *page = softleaf_to_page(softleaf_from_pmd(pmd));
 
-		cow_context_assert_findable(page_folio(page), page, vma, addr);
+		cow_context_assert_findable(page_folio(page), page, HPAGE_PMD_NR,
+					    vma, addr);
 	}
 }
 
@@ -228,6 +237,24 @@ const char *cow_context_check_vma(const struct vm_area_struct *vma)
 	return NULL;
 }
 
+#ifdef CONFIG_DEBUG_VM_RB
+/**
+ * cow_context_validate_vma - complain if walks cannot get to a VMA
+ * @vma: The VMA, in mm_mt.
+ *
+ * Context: mmap_lock held. Does not sleep. Empty without CONFIG_DEBUG_VM_RB.
+ */
+void cow_context_validate_vma(const struct vm_area_struct *vma)
+{
+	const char *why = cow_context_check_vma(vma);
+
+	if (why) {
+		pr_emerg("cow_context: %s\n", why);
+		VM_WARN_ON_ONCE_VMA(1, vma);
+	}
+}
+#endif
+
 /**
  * struct validate - one reading of cow_context/validate
  * @m: Where to write what is wrong.
@@ -253,7 +280,7 @@ static void complain(struct validate *v, const struct vm_area_struct *vma,
 }
 
 static void validate_entry(struct mm_walk *walk, unsigned long addr,
-			   const struct page *page)
+			   const struct page *page, unsigned long nr_pages)
 {
 	const struct folio *folio = page ? page_folio(page) : NULL;
 	struct validate *v = walk->private;
@@ -262,7 +289,7 @@ static void validate_entry(struct mm_walk *walk, unsigned long addr,
 	if (!folio || !folio_test_anon(folio) || folio_test_ksm(folio))
 		return;
 	v->nr_entries++;
-	why = check_findable(folio, page, walk->vma, addr);
+	why = check_findable(folio, page, nr_pages, walk->vma, addr);
 	if (why)
 		complain(v, walk->vma, addr, why);
 }
@@ -271,7 +298,7 @@ static int validate_pte(pte_t *ptep, unsigned long addr, unsigned long next,
 			struct mm_walk *walk)
 {
 	validate_entry(walk, addr,
-		       mapped_page(walk->vma, addr, ptep_get(ptep)));
+		       mapped_page(walk->vma, addr, ptep_get(ptep)), 1);
 	return 0;
 }
 
@@ -290,7 +317,7 @@ static int validate_pmd(pmd_t *pmdp, unsigned long addr, unsigned long next,
 		page = softleaf_to_page(softleaf_from_pmd(*pmdp));
 	if (page)
 		validate_entry(walk, addr & HPAGE_PMD_MASK,
-			       folio_page(page_folio(page), 0));
+			       folio_page(page_folio(page), 0), HPAGE_PMD_NR);
 	spin_unlock(ptl);
 	walk->action = ACTION_CONTINUE;
 	return 0;
@@ -316,7 +343,8 @@ static int validate_hugetlb(pte_t *ptep, unsigned long hmask,
 	}
 	if (page)
 		validate_entry(walk, addr & hmask,
-			       folio_page(page_folio(page), 0));
+			       folio_page(page_folio(page), 0),
+			       pages_per_huge_page(h));
 	spin_unlock(ptl);
 	return 0;
 }

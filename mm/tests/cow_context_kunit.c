@@ -52,7 +52,8 @@
  *	  VMA: origin deeper than the owner		walk_vmas
  *	  VMA: found from each record that it touches	walk_vmas
  *	  VMA: found in the tree and inline		walk_vmas
- *	  VMA: delta, hugetlb, KSM's index not compared	walk_vmas
+ *	  VMA: delta, hugetlb not compared		walk_vmas
+ *	  VMA: KSM's looked for where not moved only	walk_vmas
  *	  VMA: only the first one of a place		walk_vmas
  *	  VMA: munmap in flight not searched		walk_vmas
  *	  walk: an mm without users is passed by	random_tree
@@ -93,7 +94,7 @@
  *	  free: sets not put				remap_sets, model
  *	  next_remap: goes on with the next range	remap_cases, model
  *	  next_remap: goes on in the middle of a range	remap_cases, model
- *	  has_remap: the tree is not asked		remap_cases, model
+ *	  has_remaps: the tree is not asked		remap_cases, model
  *	mm/cow_context_anon.c, with CONFIG=pure
  *	  begin_move: does not take the lock		anon_locks
  *	  owner: swapped in and shared, yet its own	anon_owners
@@ -1541,6 +1542,11 @@ static const struct remap_case remap_case_table[] = {
 
 KUNIT_ARRAY_PARAM_DESC(remap, remap_case_table, name);
 
+static bool has_remap(struct cow_context *ctx, pgoff_t index, long delta)
+{
+	return cow_context_has_remaps(ctx, index, index, delta);
+}
+
 static void expect_remap(struct kunit *test, const struct cow_remap *remap,
 			 const struct cow_remap *expected)
 {
@@ -1568,13 +1574,12 @@ static void expect_case(struct kunit *test, struct cow_context *ctx,
 		KUNIT_EXPECT_TRUE(test, iter.in_tree);
 		expect_remap(test, &iter.remap, remap);
 
-		KUNIT_EXPECT_TRUE(test, cow_context_has_remap(ctx, remap->first,
-							      remap->delta));
-		KUNIT_EXPECT_TRUE(test, cow_context_has_remap(ctx, remap->last,
-							      remap->delta));
-		KUNIT_EXPECT_FALSE(test,
-				   cow_context_has_remap(ctx, remap->first,
-							 remap->delta + FAR / 2));
+		KUNIT_EXPECT_TRUE(test, has_remap(ctx, remap->first,
+						  remap->delta));
+		KUNIT_EXPECT_TRUE(test, has_remap(ctx, remap->last,
+						  remap->delta));
+		KUNIT_EXPECT_FALSE(test, has_remap(ctx, remap->first,
+						   remap->delta + FAR / 2));
 	}
 	KUNIT_EXPECT_FALSE(test, cow_context_next_remap(ctx, &iter));
 	/* And again: it stays at the end. */
@@ -1671,14 +1676,14 @@ static void remap_sets(struct kunit *test)
 	KUNIT_EXPECT_PTR_NE(test, set_2, set);
 	KUNIT_EXPECT_EQ(test, set_refs(set_2), 1);
 	KUNIT_EXPECT_EQ(test, set_refs(set), 3);
-	KUNIT_EXPECT_FALSE(test, cow_context_has_remap(ctx, 16, 8));
+	KUNIT_EXPECT_FALSE(test, has_remap(ctx, 16, 8));
 
 	/* What goes with one mm stays the other's. */
 	detach_mm(tm);
 	KUNIT_EXPECT_EQ(test, set_refs(set), 1);
 	KUNIT_EXPECT_PTR_EQ(test, entry_at(ctx_of(child), 11), set);
-	KUNIT_EXPECT_TRUE(test, cow_context_has_remap(ctx_of(child), 13, 3));
-	KUNIT_EXPECT_TRUE(test, cow_context_has_remap(ctx_of(child), 13, -4));
+	KUNIT_EXPECT_TRUE(test, has_remap(ctx_of(child), 13, 3));
+	KUNIT_EXPECT_TRUE(test, has_remap(ctx_of(child), 13, -4));
 
 	/* The last range puts it; RCU keeps it a while. */
 	rcu_read_lock();
@@ -1841,8 +1846,8 @@ static void expect_records(struct remap_model *model,
 			const bool first = model_inline(remaps, i, delta);
 			bool has;
 
-			has = cow_context_has_remap(ctx, model->base + i,
-						    model_deltas[delta]);
+			has = has_remap(ctx, model->base + i,
+					model_deltas[delta]);
 			KUNIT_ASSERT_EQ(test, has, in_tree || first);
 			/* Never missing; too wide only the inline record. */
 			if (wanted)
@@ -1852,11 +1857,9 @@ static void expect_records(struct remap_model *model,
 		}
 	}
 	/* Just outside, and with deltas that nobody has. */
-	KUNIT_ASSERT_FALSE(test, cow_context_has_remap(ctx, model->base +
-						       NR_OFFSETS, -1));
+	KUNIT_ASSERT_FALSE(test, has_remap(ctx, model->base + NR_OFFSETS, -1));
 	i = below(&model->rnd, NR_OFFSETS);
-	KUNIT_ASSERT_FALSE(test, cow_context_has_remap(ctx, model->base + i,
-						       -2));
+	KUNIT_ASSERT_FALSE(test, has_remap(ctx, model->base + i, -2));
 	/* A whole range. */
 	for (delta = 0; delta < NR_DELTAS; delta++) {
 		const unsigned int first = below(&model->rnd, NR_OFFSETS);
@@ -1865,8 +1868,8 @@ static void expect_records(struct remap_model *model,
 		bool all = true;
 
 		for (i = first; i <= last; i++)
-			if (!cow_context_has_remap(ctx, model->base + i,
-						   model_deltas[delta]))
+			if (!has_remap(ctx, model->base + i,
+				       model_deltas[delta]))
 				all = false;
 		KUNIT_ASSERT_EQ(test, all,
 				cow_context_has_remaps(ctx,
@@ -2271,12 +2274,8 @@ static bool is_expected(struct vma_model *model, unsigned int i, bool hidden,
 		return false;
 	if (hidden && i >= model->first && i < model->last)
 		return false;
-	if (walk->ksm)
-		return walk->addr >= vma->vm_start &&
-			walk->addr < vma->vm_end &&
-			linear_anon_page_index(vma, walk->addr) == walk->first;
 	/* The origin encloses the owner; all three contexts enclose the mm. */
-	if (vma->origin->depth > walk->owner->depth)
+	if (!walk->ksm && vma->origin->depth > walk->owner->depth)
 		return false;
 	if (!!(vma->vm_flags & VM_HUGETLB) != walk->hugetlb)
 		return false;
@@ -2305,13 +2304,8 @@ static void expect_visits_once(struct vma_model *model, bool hidden)
 	};
 	walk->walk.last = walk->walk.first;
 	if (walk->walk.ksm) {
-		const long moved[] = { 0, 0, 1, -7, 64 };
-		const unsigned long page = FIRST_PAGE + below(rnd, VMA_PAGES);
-
 		walk->walk.owner = ctx->owner;
-		walk->walk.addr = page << PAGE_SHIFT;
-		walk->walk.first = page - moved[below(rnd, ARRAY_SIZE(moved))];
-		walk->walk.last = walk->walk.first;
+		walk->walk.hugetlb = false;
 	} else {
 		walk->walk.last += below(rnd, below(rnd, 2) ? 1 : 64);
 	}

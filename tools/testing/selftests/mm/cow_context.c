@@ -880,14 +880,24 @@ static bool is_one_vma(int nr, char *addr, long pages)
 	       start <= addr && end >= addr + pages * page;
 }
 
-/* -1 if the kernel does not count, or has none. */
-static long nr_contexts(void)
+/* -1 if the kernel does not count it. */
+static long read_stat(const char *name)
 {
 	char text[4096];
 
-	if (read_text(STATS_FILE, text, sizeof(text)))
-		return -1;
-	return find_count(text, "contexts");
+	return read_text(STATS_FILE, text, sizeof(text)) ? -1 :
+		find_count(text, name);
+}
+
+static long nr_contexts(void)
+{
+	return read_stat("contexts");
+}
+
+/* What is to be found is found by contexts: they are there, and not compared. */
+static bool walks_use_contexts(void)
+{
+	return nr_contexts() >= 0 && read_stat("missed") < 0;
 }
 
 /* Contexts are freed a little later than processes. Returns the last count. */
@@ -3867,6 +3877,53 @@ TEST_F_TIMEOUT(cow_context_ksm, unmapped_and_merged, TEST_SECONDS)
 }
 
 /*
+ * KSM makes what it meets second its page, in place, even if that is shared with a
+ * child. The child is not mergeable, so that mremap() moves the page as it is: to
+ * where nobody merged anything. Before that, or after it (child_first).
+ */
+TEST_F_TIMEOUT(cow_context_ksm, shared_and_moved, TEST_SECONDS)
+{
+	char *same = area(0), *a = area(1), *b = area(2);
+
+	if (read_text(KSM_DIR "run", self->run, sizeof(self->run)))
+		SKIP(return, "no KSM");
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	OK(fork_member(0, 1));
+	OK(call(0, op_map, same, PAGES, 0, 0));
+	FILL(0, same, PAGES, 1);
+	if (variant->first == 1)
+		MOVE(1, a, PAGES, b, 0);
+	OK(merge(0, same, 0, a, PAGES));
+	if (variant->first == 0)
+		MOVE(1, a, PAGES, b, 0);
+	if (count_apart(0, a, 1, b, PAGES))
+		SKIP(return, "KSM replaced the page that is shared");
+	CHECK(0, same, PAGES, 1);
+	CHECK(0, a, PAGES, 1);
+	CHECK(1, b, PAGES, 1);
+
+	if (walks_use_contexts()) {
+		OK(migrate_all(1, b, PAGES));
+		TOGETHER(0, a, 1, b, PAGES);
+		OK(page_out(0, a, PAGES));
+		TOGETHER(0, a, 1, b, PAGES);
+	} else {
+		ksft_print_msg("anon_vma does not find what was moved\n");
+		migrate(1, b, PAGES);
+	}
+	CHECK(1, b, PAGES, 1);
+	CHECK(0, a, PAGES, 1);
+	CHECK(0, same, PAGES, 1);
+	OK(call(1, op_fill, b, PAGES, 2, 0));
+	CHECK(0, a, PAGES, 1);
+	OK(exit_member(0));
+	CHECK(1, b, PAGES, 2);
+	OK(migrate_all(1, b, PAGES));
+}
+
+/*
  * Scenario 32: mapped before fork, faulted afterwards, by each for itself; the
  * last generation swaps in first.
  */
@@ -4444,15 +4501,6 @@ static int wait_gone(pid_t root, int nr)
 #define SHOWN(nr, parent, children, remaps) \
 	ASSERT_TRUE(!wait_context(root, nr, parent, children, remaps))
 #define GONE(nr)	OK(wait_gone(root, nr))
-
-/* -1 if it is not counted. */
-static long read_stat(const char *name)
-{
-	char text[4096];
-
-	return read_text(STATS_FILE, text, sizeof(text)) ? -1 :
-		find_count(text, name);
-}
 
 /*
  * debugfs shows this family as it is: who forked whom, who has moved memory, who is
