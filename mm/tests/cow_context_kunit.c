@@ -2063,6 +2063,7 @@ static void remap_model(struct kunit *test)
  * @last: The last one, exclusive.
  * @detached: The side tree of the munmap.
  * @strange: Visits of something else.
+ * @unmoved: Nothing was moved: one lookup is all for a page.
  */
 struct vma_model {
 	struct kunit *test;
@@ -2076,6 +2077,7 @@ struct vma_model {
 	unsigned int last;
 	struct maple_tree detached;
 	unsigned int strange;
+	bool unmoved;
 };
 
 /* The walk as @visit gets it. */
@@ -2132,6 +2134,8 @@ static void add_vma(struct vma_model *model, unsigned long page,
 	vma->vm_end = (page + nr_pages) << PAGE_SHIFT;
 	if (below(rnd, 6)) {
 		delta = deltas[below(rnd, ARRAY_SIZE(deltas))];
+		if (model->unmoved)
+			delta = 0;
 		first = page - delta;
 		vma->origin = ctx_of(model->tm[below(rnd, 3)]);
 		if (delta)
@@ -2165,6 +2169,7 @@ static void setup_vmas(struct vma_model *model)
 	unsigned int i;
 
 	model->nr = 0;
+	model->unmoved = below(rnd, 2);
 	while (page < VMA_PAGES && model->nr < NR_VMAS) {
 		const unsigned long nr_pages = 1 + below(rnd, 10);
 
@@ -2172,11 +2177,12 @@ static void setup_vmas(struct vma_model *model)
 		page += nr_pages + (below(rnd, 2) ? 0 : below(rnd, 6));
 	}
 	/* Stale and too wide records do no harm. */
-	KUNIT_ASSERT_EQ(model->test, 0,
-			cow_context_add_remap(mm->cow_context,
-					      FIRST_PAGE + below(rnd, 64),
-					      FIRST_PAGE + 64 + below(rnd, 64),
-					      below(rnd, 2) ? -7 : 9));
+	if (!model->unmoved)
+		KUNIT_ASSERT_EQ(model->test, 0,
+				cow_context_add_remap(mm->cow_context,
+						      FIRST_PAGE + below(rnd, 64),
+						      FIRST_PAGE + 64 + below(rnd, 64),
+						      below(rnd, 2) ? -7 : 9));
 
 	mmap_write_lock(mm);
 	for (i = 0; i < model->nr; i++)
@@ -2185,13 +2191,20 @@ static void setup_vmas(struct vma_model *model)
 	mmap_write_unlock(mm);
 }
 
-/* One leaves mm_mt as it is, as when another takes it in. */
+/*
+ * One leaves mm_mt as it is, as when another takes it in: the one that a walk found
+ * last, if there is.
+ */
 static void take_out_vma(struct vma_model *model)
 {
-	const unsigned int i = below(&model->rnd, model->nr);
-	struct vm_area_struct *vma = model->vma[i];
+	unsigned int i = below(&model->rnd, model->nr), n;
 	struct mm_struct *mm = model_mm(model);
+	struct vm_area_struct *vma;
 
+	for (n = 0; n < model->nr; n++)
+		if (model->vma[n] == mm->cow_context->unmapping.last_found)
+			i = n;
+	vma = model->vma[i];
 	mmap_write_lock(mm);
 	store_vma(model, &mm->mm_mt, vma->vm_start, vma->vm_end - 1, NULL);
 	cow_context_lock(mm);
@@ -2302,6 +2315,8 @@ static void expect_visits_once(struct vma_model *model, bool hidden)
 		.ksm = !below(rnd, 4),
 		.visit = visit_vma,
 	};
+	if (model->removed && below(rnd, 2))
+		walk->walk.first = vma_start_anon_pgoff(model->removed);
 	walk->walk.last = walk->walk.first;
 	if (walk->walk.ksm) {
 		walk->walk.owner = ctx->owner;
