@@ -194,6 +194,13 @@ enum cow_context_stat {
 
 DECLARE_PER_CPU(long[NR_COW_STATS], cow_context_stats);
 
+/**
+ * cow_context_count() - Add to a counter.
+ * @stat: Which one.
+ * @nr: How much; may be negative.
+ *
+ * Context: Any.
+ */
 static inline void cow_context_count(enum cow_context_stat stat, long nr)
 {
 	this_cpu_add(cow_context_stats[stat], nr);
@@ -204,12 +211,25 @@ long cow_context_stat_sum(enum cow_context_stat stat);
 /* mm/cow_context.c */
 void cow_context_put(struct cow_context *ctx);
 
+/**
+ * cow_context_get() - Take a reference.
+ * @ctx: The context. It has a reference already that cannot go meanwhile; given back
+ *	by cow_context_put().
+ *
+ * Context: Any.
+ */
 static inline void cow_context_get(struct cow_context *ctx)
 {
 	refcount_inc(&ctx->refs);
 }
 
-/* Is @ctx reachable from its family's root? Context: RCU, R or a reference. */
+/**
+ * cow_context_is_linked() - Is a context reachable from its family's root?
+ * @ctx: The context.
+ *
+ * Context: RCU, R or a reference.
+ * Return: false if the last reference to @ctx is gone.
+ */
 static inline bool cow_context_is_linked(const struct cow_context *ctx)
 {
 	const struct list_head *prev = READ_ONCE(ctx->enter.list.prev);
@@ -219,7 +239,13 @@ static inline bool cow_context_is_linked(const struct cow_context *ctx)
 		(prev != &ctx->leave.list && prev != LIST_POISON2);
 }
 
-/* Pages from the anonymous page offset of @vma to its address. */
+/**
+ * cow_context_vma_delta() - How far is a VMA from its anonymous page offset?
+ * @vma: The VMA.
+ *
+ * Context: What keeps the range of @vma as it is: mmap_lock, the VMA lock, or R.
+ * Return: Pages from the anonymous page offset of @vma to its address.
+ */
 static inline long cow_context_vma_delta(const struct vm_area_struct *vma)
 {
 	return (vma->vm_start >> PAGE_SHIFT) - vma_start_anon_pgoff(vma);
@@ -265,10 +291,14 @@ void cow_filter_add_range(const struct vm_area_struct *vma, pgoff_t first,
 void cow_filter_add_vma(const struct vm_area_struct *vma);
 void cow_filter_unmapped(struct cow_context *ctx, unsigned long nr);
 
-/*
- * Can the mm of @ctx map what @folio stands for, a folio of @owner? What is its
- * own is not in its filter. Yes, if that is just being made anew. Context: RCU
- * or R.
+/**
+ * cow_filter_meets() - Can an mm map a folio, as far as its filter tells?
+ * @ctx: The context of the mm.
+ * @owner: The owner of the folio. What is the mm's own is not in its filter.
+ * @folio: The folio's offsets, from cow_filter_folio().
+ *
+ * Context: RCU or R.
+ * Return: false if it cannot. true otherwise, and while the filter is made anew.
  */
 static inline bool cow_filter_meets(const struct cow_context *ctx,
 				    const struct cow_context *owner,
@@ -343,7 +373,14 @@ struct cow_context *cow_context_folio_owner(const struct folio *folio);
 
 #ifdef CONFIG_COW_CONTEXT_ANON_RMAP
 
-/* What an anonymous folio of @vma names. */
+/**
+ * vma_anon_owner() - What does an anonymous folio of a VMA name?
+ * @vma: The VMA; it has an origin.
+ * @exclusive: The folio is exclusive to the mm of @vma.
+ *
+ * Context: mmap_lock or the VMA lock, which keep the origin.
+ * Return: The owner, a struct cow_context; not referenced.
+ */
 static inline void *vma_anon_owner(const struct vm_area_struct *vma,
 				   bool exclusive)
 {
