@@ -19,6 +19,10 @@
  *			whole; counted by the tree ranges that point to it, in
  *			any context: fork shares it
  *
+ * A value entry is one bit short. Offsets keep growing in memory that is grown,
+ * moved, and cut at the front again and again, whatever the size of the address
+ * space: a delta that does not fit is a set of one.
+ *
  * An offset has a given delta in the inline record or in the tree; if in both,
  * the inline record counts and the walk ignores the tree's.
  *
@@ -71,7 +75,7 @@
 /**
  * struct cow_remap_set - several deltas of one range of offsets
  * @refs: Tree ranges that point here.
- * @nr: Number of deltas, at least 2.
+ * @nr: Number of deltas; 1 if it does not fit into a value entry.
  * @rcu: Frees the set after a grace period.
  * @delta: The deltas, ascending.
  */
@@ -81,6 +85,15 @@ struct cow_remap_set {
 	struct rcu_head rcu;
 	long delta[] __counted_by(nr);
 };
+
+/*
+ * Does the zigzag code of @delta fit into a value entry? A bit less than that: the
+ * largest value entries are error pointers.
+ */
+static bool delta_fits(long delta)
+{
+	return (long)((unsigned long)delta << 2) >> 2 == delta;
+}
 
 static void *delta_to_entry(long delta)
 {
@@ -137,7 +150,7 @@ static void *entry_with(const void *entry, long delta)
 	struct cow_remap_set *set;
 	unsigned int i, j = 0;
 
-	if (!nr)
+	if (!nr && delta_fits(delta))
 		return delta_to_entry(delta);
 
 	set = kvmalloc(struct_size(set, delta, nr + 1), GFP_KERNEL_ACCOUNT);
@@ -162,10 +175,12 @@ static void *entry_without(const void *entry, long delta)
 
 	if (nr == 1)
 		return NULL;
-	if (nr == 2)
-		return delta_to_entry(entry_delta(entry, 0) == delta ?
-				      entry_delta(entry, 1) :
-				      entry_delta(entry, 0));
+	if (nr == 2) {
+		const long other = entry_delta(entry, entry_delta(entry, 0) == delta);
+
+		if (delta_fits(other))
+			return delta_to_entry(other);
+	}
 
 	set = kvmalloc(struct_size(set, delta, nr - 1), GFP_KERNEL_ACCOUNT);
 	if (!set)

@@ -87,6 +87,7 @@
  *	  del: makes the hole of an inline record	remap_cases, model
  *	  del: inline record only, not the tree		remap_cases, model
  *	  zigzag: sign lost				remap_cases, model
+ *	  zigzag: all deltas are taken to fit		remap_cases
  *	  entry_with: deltas not sorted			remap_cases, model
  *	  entry_replace: no second reference at a split	remap_sets, model
  *	  entry_replace: replaced set is not put	remap_sets, model
@@ -1357,6 +1358,9 @@ struct remap_case {
 	struct cow_remap tree[10];
 };
 
+/* The largest delta of a value entry; the smallest is -FITS - 1. */
+#define FITS	(LONG_MAX / 4)
+
 static const struct remap_case remap_case_table[] = {
 	{
 		.name = "nothing",
@@ -1531,6 +1535,28 @@ static const struct remap_case remap_case_table[] = {
 			    { DEL, { 20, 29, 3 } } },
 		.inline_remap = { 1, 1, 1 },
 		.tree = { { 10, 19, 3 } },
+	}, {
+		.name = "tree: deltas just too large for a value entry",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, FITS } },
+			    { ADD, { 30, 39, FITS + 1 } },
+			    { ADD, { 50, 59, -FITS - 2 } },
+			    { ADD, { 70, 79, LONG_MIN } },
+			    { ADD, { 90, 99, -FITS - 1 } },
+			    { DEL, { 32, 33, FITS + 1 } },
+			    { DEL, { 50, 58, -FITS - 2 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 10, 19, FITS }, { 30, 31, FITS + 1 },
+			  { 34, 39, FITS + 1 }, { 59, 59, -FITS - 2 },
+			  { 70, 79, LONG_MIN }, { 90, 99, -FITS - 1 } },
+	}, {
+		.name = "tree: of two the large one stays",
+		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, 3 } },
+			    { ADD, { 10, 19, -FITS - 2 } }, { DEL, { 12, 13, 3 } },
+			    { DEL, { 16, 19, -FITS - 2 } } },
+		.inline_remap = { 1, 1, 1 },
+		.tree = { { 10, 11, -FITS - 2 }, { 10, 11, 3 },
+			  { 12, 13, -FITS - 2 }, { 14, 15, -FITS - 2 },
+			  { 14, 15, 3 }, { 16, 19, 3 } },
 	}, {
 		.name = "all removed",
 		.change = { { ADD, { 1, 1, 1 } }, { ADD, { 10, 19, 3 } },
