@@ -44,6 +44,7 @@
 #include <sys/stat.h>
 #include <sys/swap.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -81,7 +82,7 @@
 #define RACE_MSECS	1000
 #define RACE_ROUNDS	8
 #define RACE_LEAST	4
-#define RACE_MAX_MSECS	60000
+#define RACE_MAX_MSECS	240000
 #define FIRST_FAULT_MSECS	4000
 
 /* Generations of a chain, and how many will do where that takes too long. */
@@ -110,6 +111,10 @@
 #define RECORD_ROUNDS	64
 #define RECORD_NOISE	16
 
+/* Of which so many have the same content: less than KSM's max_page_sharing. */
+#define KSM_VMAS	20000
+#define KSM_SHARERS	200
+
 #define ADVERSARY_VMAS	512
 #define ADVERSARY_CHILDREN 256
 
@@ -123,6 +128,7 @@
 #define BALANCING_FILE	"/proc/sys/kernel/numa_balancing"
 #define THP_DIR		"/sys/kernel/mm/transparent_hugepage/"
 #define KSM_DIR		"/sys/kernel/mm/ksm/"
+#define DAMON_DIR	"/sys/kernel/mm/damon/admin/kdamonds/"
 
 #define RW		(PROT_READ | PROT_WRITE)
 #define ANON_FIXED	(MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED)
@@ -293,6 +299,8 @@ static void end_race(struct __test_metadata *_metadata, long rounds)
 	ASSERT_GE(rounds, RACE_LEAST);
 	if (race_is_about & ABOUT(MIGRATED))
 		ASSERT_GE(n[MIGRATED], RACE_LEAST);
+	if (race_is_about & ABOUT(SPLIT))
+		ASSERT_GE(n[SPLIT], RACE_LEAST);
 	if (race_is_about & ABOUT(SWAPPED_OUT))
 		ASSERT_GE(n[SWAPPED_OUT], RACE_LEAST);
 	if (race_is_about & ABOUT(WALKS))
@@ -2153,10 +2161,13 @@ TEST_F_TIMEOUT(cow_context, pinned_at_fork, TEST_SECONDS)
 }
 
 /*
- * Scenarios 13 to 15: families come and go, and unmap, while what they share
- * is migrated, split, and reclaimed.
+ * Scenarios 13 to 15, and 30: families come and go, unmap, and take all locks of
+ * an mm, while what they share is migrated, split, and reclaimed.
  */
-FIXTURE(cow_context_family) {};
+FIXTURE(cow_context_family)
+{
+	bool loaded_hmm;
+};
 
 FIXTURE_VARIANT(cow_context_family)
 {
@@ -2164,6 +2175,7 @@ FIXTURE_VARIANT(cow_context_family)
 	long how;
 	bool huge;
 	bool brk;
+	bool hmm;
 };
 
 #define FORKS_EACH	2
@@ -2191,15 +2203,22 @@ static int fork_tree(char *addr, long nr, int depth)
 	return bad;
 }
 
+/* New pages; a huge one, which was split, if @huge pages are one. */
+static long fill_anew(char *addr, long nr, long huge)
+{
+	if (huge ? op_map_huge(addr, huge, 0, 0) :
+		   madvise(addr, nr * page, MADV_DONTNEED))
+		return -1;
+	return op_fill(addr, nr, 1, 0);
+}
+
 /* Scenario 13: four generations at a time. */
-static long op_fork_storm(char *addr, long nr, long how, long c)
+static long op_fork_storm(char *addr, long nr, long huge, long c)
 {
 	signal(SIGCHLD, SIG_DFL);
 	while (racing()) {
-		/* Large pages were split: make them anew. */
-		if (madvise(addr, nr * page, MADV_DONTNEED))
+		if (fill_anew(addr, nr, huge))
 			return -1;
-		op_fill(addr, nr, 1, 0);
 		if (fork_tree(addr, nr, FORK_DEPTH))
 			return -1;
 		shared->rounds++;
@@ -2208,16 +2227,15 @@ static long op_fork_storm(char *addr, long nr, long how, long c)
 }
 
 /* Scenario 14: children exit early, late, and after their own children. */
-static long op_exit_storm(char *addr, long nr, long how, long c)
+static long op_exit_storm(char *addr, long nr, long huge, long c)
 {
 	int status, bad, i;
 	pid_t pid;
 
 	signal(SIGCHLD, SIG_DFL);
 	while (racing()) {
-		if (madvise(addr, nr * page, MADV_DONTNEED))
+		if (fill_anew(addr, nr, huge))
 			return -1;
-		op_fill(addr, nr, 1, 0);
 		for (i = 0; i < 8; i++) {
 			pid = fork();
 			if (pid < 0)
@@ -2290,6 +2308,53 @@ static long op_unmap_storm(char *addr, long nr, long how, long c)
 	return shared->rounds;
 }
 
+/* Opening it registers an MMU notifier, the first of the mm. */
+static char hmm_device[64];
+
+static int make_hmm_device(bool *loaded)
+{
+	char text[4096], *at = NULL;
+	int i;
+
+	for (i = 0; i < 2 && !at; i++) {
+		if (i && system("modprobe -q test_hmm"))
+			return -1;
+		*loaded = i;
+		if (!read_text("/proc/devices", text, sizeof(text)))
+			at = strstr(text, " HMM_DMIRROR");
+	}
+	if (!at)
+		return -1;
+	while (at > text && at[-1] != '\n')
+		at--;
+	snprintf(hmm_device, sizeof(hmm_device), "/tmp/cow_context.%d", getpid());
+	return mknod(hmm_device, S_IFCHR | 0600, makedev(atoi(at), 0));
+}
+
+/* Scenario 30: children take the locks of all VMAs at once. */
+static long op_notifier_storm(char *addr, long nr, long b, long c)
+{
+	int status;
+	pid_t pid;
+
+	signal(SIGCHLD, SIG_DFL);
+	while (racing()) {
+		pid = fork();
+		if (pid < 0)
+			return -1;
+		if (pid) {
+			if (waitpid(pid, &status, 0) != pid || status)
+				return -1;
+			shared->rounds++;
+			continue;
+		}
+		if (open(hmm_device, O_RDWR) < 0)
+			_exit(1);
+		_exit(!!op_check(addr, nr, 1, 0));
+	}
+	return shared->rounds;
+}
+
 FIXTURE_VARIANT_ADD(cow_context_family, fork) { .live = op_fork_storm, };
 FIXTURE_VARIANT_ADD(cow_context_family, fork_huge)
 {
@@ -2323,14 +2388,26 @@ FIXTURE_VARIANT_ADD(cow_context_family, brk)
 	.brk = true,
 };
 
+FIXTURE_VARIANT_ADD(cow_context_family, notifier)
+{
+	.live = op_notifier_storm,
+	.hmm = true,
+};
+
 FIXTURE_SETUP(cow_context_family)
 {
+	if (variant->hmm && (geteuid() || make_hmm_device(&self->loaded_hmm)))
+		SKIP(return, "needs root and test_hmm");
 	setup_family(_metadata);
 }
 
 FIXTURE_TEARDOWN(cow_context_family)
 {
 	teardown_family();
+	if (variant->hmm)
+		unlink(hmm_device);
+	if (self->loaded_hmm && system("modprobe -q -r test_hmm"))
+		ksft_print_msg("test_hmm stays loaded\n");
 }
 
 /* Returns where the new pages are. */
@@ -2345,8 +2422,9 @@ static long op_grow_brk(char *addr, long nr, long b, long c)
 
 TEST_F_TIMEOUT(cow_context_family, race_migration, TEST_SECONDS)
 {
-	const bool many_vmas = variant->live == op_unmap_storm;
+	const bool many_vmas = variant->live == op_unmap_storm || variant->hmm;
 	unsigned int about = ABOUT(MIGRATED) | ABOUT(WALKS);
+	const long huge = variant->huge ? pmd_size / page : 0;
 	long pages = many_vmas ? 512 : 2 * PAGES, i;
 	static char *list[512];
 	char *a = area(0);
@@ -2354,14 +2432,16 @@ TEST_F_TIMEOUT(cow_context_family, race_migration, TEST_SECONDS)
 	if (!many_vmas)
 		about |= ABOUT(SWAPPED_OUT);
 
-	if (variant->huge && (!pmd_size || !thp_is_enabled()))
+	if (variant->huge && (!huge || !thp_is_enabled()))
 		SKIP(return, "no huge pages");
+	if (huge && !access(SPLIT_FILE, W_OK))
+		about |= ABOUT(SPLIT);
 
 	if (variant->brk) {
 		a = (char *)call(0, op_grow_brk, NULL, pages, 0, 0);
 		ASSERT_NE(a, (char *)-1);
-	} else if (variant->huge) {
-		OK(call(0, op_map_huge, a, pmd_size / page, 0, 0));
+	} else if (huge) {
+		OK(call(0, op_map_huge, a, huge, 0, 0));
 	} else {
 		OK(call(0, op_map, a, pages, 0, 0));
 	}
@@ -2372,7 +2452,7 @@ TEST_F_TIMEOUT(cow_context_family, race_migration, TEST_SECONDS)
 
 	list_pages(list, a, pages);
 	start_race(about);
-	OK(tell(0, variant->live, a, pages, variant->how, 0));
+	OK(tell(0, variant->live, a, pages, huge ?: variant->how, 0));
 	while (other_racing()) {
 		static int status[512];
 
@@ -2385,7 +2465,7 @@ TEST_F_TIMEOUT(cow_context_family, race_migration, TEST_SECONDS)
 		}
 		for (i = 0; i < 8 && racing(); i++)
 			mark_idle(0, a, pages);
-		if (variant->huge)
+		if (huge)
 			split(0, a, pages);
 		if (!many_vmas) {
 			/* What is shared goes by reclaim only. */
@@ -3383,8 +3463,10 @@ TEST_F_TIMEOUT(cow_context_poison, signals, TEST_SECONDS)
 		APART(1, a, 2, b, PAGES);
 		OK(merge(1, a, 2, b, PAGES));
 	}
-	OK(fork_member(0, 3));
-	OK(call(3, op_map, a, PAGES, 0, 0));
+	/* It shares nothing, or in the case of KSM nothing any more. */
+	OK(fork_member(variant->ksm, 3));
+	if (!variant->ksm)
+		OK(call(3, op_map, a, PAGES, 0, 0));
 	FILL(3, a, PAGES, 3);
 	for (nr = first; nr < 2; nr++)
 		TOGETHER(nr, a, 2, b, PAGES);
@@ -3411,6 +3493,57 @@ TEST_F_TIMEOUT(cow_context_poison, signals, TEST_SECONDS)
 			TOGETHER(nr, p, 2, b + (bad + 1) * page, rest);
 	}
 	for (nr = 3; nr >= 0; nr--)
+		OK(exit_member(nr));
+	unpoison_memory(PAGEMAP_PFN(entry));
+}
+
+/*
+ * Scenario 17: one page of a large folio that several VMAs map, some of it moved.
+ */
+TEST_F_TIMEOUT(cow_context_poison, folio_over_several_vmas, TEST_SECONDS)
+{
+	char *a = area(0), *b = area(1);
+	long pages = pmd_size / page;
+	const long from = 64, bad = 70, to = 96;
+	uint64_t entry;
+	long ret;
+	int nr;
+
+	if (variant->ksm)
+		SKIP(return, "KSM has no large folios");
+	if (!pmd_size || !thp_is_enabled())
+		SKIP(return, "no huge pages");
+	if (call(0, op_expect_poison, NULL, 0, 0, 0))
+		SKIP(return, "no PR_MCE_KILL");
+
+	OK(call(0, op_map_huge, a, pages, 0, 0));
+	FILL(0, a, pages, 1);
+	ASSERT_TRUE(call(0, op_is_huge, a, 0, 0, 0));
+	OK(call(0, op_protect, a + 16 * page, 16, PROT_READ, 0));
+	OK(fork_member(0, 1));
+	MOVE(1, a + from * page, to - from, b, 0);
+	OK(fork_member(1, 2));
+	OK(call(2, op_unmap, b, to - from, 0, 0));
+	TOGETHER(0, a + from * page, 1, b, to - from);
+
+	OK(read_pagemap(0, a + bad * page, 1, &entry));
+	ret = call(0, op_advise, a + bad * page, 1, MADV_HWPOISON, 0);
+	if (ret == -EINVAL || ret == -EPERM)
+		SKIP(return, "MADV_HWPOISON: %s", strerror(-ret));
+	OK(ret);
+	/* Who has it is not told before: the folio is split first. */
+	ASSERT_EQ(1, call(0, op_touch, a + bad * page, 0, 0, 0));
+	ASSERT_EQ(1, call(1, op_touch, b + (bad - from) * page, 0, 0, 0));
+
+	for (nr = 0; nr < 3; nr++) {
+		CHECK(nr, a, from, 1);
+		CHECK_FROM(nr, a + to * page, pages - to, 1, to);
+		OK(migrate_all(nr, a, from));
+		TOGETHER(0, a, nr, a, from);
+	}
+	CHECK_FROM(1, b, bad - from, 1, from);
+	CHECK_FROM(1, b + (bad + 1 - from) * page, to - bad - 1, 1, bad + 1);
+	for (nr = 2; nr >= 0; nr--)
 		OK(exit_member(nr));
 	unpoison_memory(PAGEMAP_PFN(entry));
 }
@@ -3652,6 +3785,156 @@ TEST_F_TIMEOUT(cow_context_callers, soft_offline, TEST_SECONDS)
 	CHECK(0, self->own, PAGES, 2);
 	OK(migrate_all(2, self->at[2], PAGES));
 	ALL_TOGETHER(PAGES);
+}
+
+/*
+ * Scenario 27: DAMON asks the mappings of physical memory who has touched it.
+ */
+FIXTURE(cow_context_damon)
+{
+	bool on;
+};
+
+static int damon(const char *file, const char *text)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), DAMON_DIR "%s", file);
+	return write_text(path, text);
+}
+
+FIXTURE_SETUP(cow_context_damon)
+{
+	setup_family(_metadata);
+}
+
+FIXTURE_TEARDOWN(cow_context_damon)
+{
+	if (self->on) {
+		damon("0/state", "off");
+		damon("nr_kdamonds", "0");
+	}
+	teardown_family();
+}
+
+/* It counts how often it has found that something of the range was touched. */
+static int start_damon(uint64_t start, uint64_t end)
+{
+	static const char * const steps[][2] = {
+		{ "0/contexts/nr_contexts", "1" },
+		{ "0/contexts/0/operations", "paddr" },
+		{ "0/contexts/0/monitoring_attrs/intervals/sample_us", "10000" },
+		{ "0/contexts/0/monitoring_attrs/intervals/aggr_us", "100000" },
+		{ "0/contexts/0/targets/nr_targets", "1" },
+		{ "0/contexts/0/targets/0/regions/nr_regions", "1" },
+		{ "0/contexts/0/schemes/nr_schemes", "1" },
+		{ "0/contexts/0/schemes/0/action", "stat" },
+		{ "0/contexts/0/schemes/0/access_pattern/sz/max", "1073741824" },
+		{ "0/contexts/0/schemes/0/access_pattern/nr_accesses/min", "1" },
+		{ "0/contexts/0/schemes/0/access_pattern/nr_accesses/max", "1000000" },
+		{ "0/contexts/0/schemes/0/access_pattern/age/max", "1000000" },
+	};
+	char text[32];
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(steps); i++)
+		if (damon(steps[i][0], steps[i][1]))
+			return -1;
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)start);
+	if (damon("0/contexts/0/targets/0/regions/0/start", text))
+		return -1;
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)end);
+	if (damon("0/contexts/0/targets/0/regions/0/end", text))
+		return -1;
+	return damon("0/state", "on");
+}
+
+static long damon_touched(void)
+{
+	char text[32];
+
+	if (damon("0/state", "update_schemes_stats") ||
+	    read_text(DAMON_DIR "0/contexts/0/schemes/0/stats/nr_tried", text,
+		      sizeof(text)))
+		return -1;
+	return atol(text);
+}
+
+/* Touches all pages for so long; no CPU remembers them as touched. */
+static long op_use(char *addr, long nr, long msecs, long c)
+{
+	struct timespec end = in_msecs(msecs);
+
+	do {
+		if (op_protect(addr, nr, PROT_READ, 0) || op_check(addr, nr, 1, 0) ||
+		    op_protect(addr, nr, RW, 0))
+			return -1;
+		usleep(5000);
+	} while (msecs_until(&end) > 0);
+	return 0;
+}
+
+/* Does DAMON find that memory is touched, or that it is not, before long? */
+static int damon_finds(int nr, char *addr, long pages, bool touched)
+{
+	struct timespec end = in_msecs(SETTLE_MSECS);
+	long before, now;
+
+	do {
+		before = damon_touched();
+		if (touched) {
+			if (call(nr, op_use, addr, pages, 500, 0))
+				return -1;
+		} else {
+			usleep(500000);
+		}
+		now = damon_touched();
+		if (before < 0 || now < 0)
+			return -1;
+		if ((now > before) == touched)
+			return 0;
+	} while (msecs_until(&end) > 0);
+	ksft_print_msg("member %d: DAMON does not see that it %s\n", nr,
+		       touched ? "touches its pages" : "touches nothing");
+	return -1;
+}
+
+TEST_F_TIMEOUT(cow_context_damon, touched, TEST_SECONDS)
+{
+	char *a = area(0), *at[3] = { a, a, area(1) };
+	long pages = pmd_size / page;
+	uint64_t entry;
+	int nr;
+
+	if (!pmd_size || !thp_is_enabled())
+		SKIP(return, "no huge pages");
+	if (damon("nr_kdamonds", "1"))
+		SKIP(return, "no DAMON, or it is busy");
+	self->on = true;
+
+	/* One large folio: physical memory in one piece. */
+	OK(call(0, op_map_huge, a, pages, 0, 0));
+	FILL(0, a, pages, 1);
+	ASSERT_TRUE(call(0, op_is_huge, a, 0, 0, 0));
+	OK(fork_member(0, 1));
+	OK(fork_member(1, 2));
+	MOVE(2, a, pages, at[2], 0);
+	OK(migrate_all(0, a, 1));
+	TOGETHER(0, a, 2, at[2], pages);
+	OK(read_pagemap(0, a, 1, &entry));
+	OK(start_damon(PAGEMAP_PFN(entry) * page, (PAGEMAP_PFN(entry) + pages) * page));
+
+	/* Of each, as long as it is there. The last has the moved pages alone. */
+	for (nr = 0; nr < 3; nr++) {
+		OK(damon_finds(nr, at[nr], pages, false));
+		OK(damon_finds(nr, at[nr], pages, true));
+		OK(damon_finds(2, at[2], pages, false));
+		OK(damon_finds(2, at[2], pages, true));
+		if (nr < 2)
+			OK(exit_member(nr));
+	}
+	OK(read_pagemap(2, at[2], 1, &entry));
+	ASSERT_TRUE(entry & PM_PRESENT);
 }
 
 /*
@@ -3921,6 +4204,94 @@ TEST_F_TIMEOUT(cow_context_ksm, shared_and_moved, TEST_SECONDS)
 	OK(exit_member(0));
 	CHECK(1, b, PAGES, 2);
 	OK(migrate_all(1, b, PAGES));
+}
+
+/* Pages of the chunks that are not those of the first. */
+static long chunks_apart(int nr, char *a, char *at)
+{
+	long i, n = 0;
+
+	for (i = 0; i < KSM_VMAS; i += KSM_VMAS / KSM_SHARERS)
+		n += count_apart(0, a, nr, at + i * page, KSM_VMAS / KSM_SHARERS);
+	return n;
+}
+
+static long op_many_vmas(char *a, long nr, long b, long c)
+{
+	long i;
+
+	for (i = 0; i < nr; i += 2)
+		if (op_protect(a + i * page, 1, PROT_READ, 0))
+			return -errno;
+	return 0;
+}
+
+static long op_check_chunks(char *a, long b, long c, long d)
+{
+	long i, bad = 0;
+
+	for (i = 0; i < KSM_VMAS; i += KSM_VMAS / KSM_SHARERS)
+		bad += op_check(a + i * page, KSM_VMAS / KSM_SHARERS, 1, 0);
+	return bad;
+}
+
+/*
+ * Scenario 16: what was one VMA is many, and KSM has merged what is in them. Some
+ * are moved before that, or after it (child_first).
+ */
+TEST_F_TIMEOUT(cow_context_ksm, many_vmas, TEST_SECONDS)
+{
+	const long chunk = KSM_VMAS / KSM_SHARERS;
+	char *a = area(0), *b = area(12);
+	struct timespec end;
+	long i;
+	int nr;
+
+	if (read_text(KSM_DIR "run", self->run, sizeof(self->run)))
+		SKIP(return, "no KSM");
+
+	OK(call(0, op_map, a, KSM_VMAS, 0, 0));
+	for (i = 0; i < KSM_VMAS; i += chunk)
+		FILL(0, a + i * page, chunk, 1);
+	OK(call(0, op_advise, a, KSM_VMAS, MADV_MERGEABLE, 0));
+	OK(call(0, op_many_vmas, a, KSM_VMAS, 0, 0));
+	ASSERT_FALSE(is_one_vma(0, a, 2));
+	for (nr = 0; nr < 2; nr++) {
+		/* What is moved after that is merged again. */
+		OK(write_text(KSM_DIR "run", "1"));
+		end = in_msecs(REPLY_SECONDS * 1000);
+		while (chunks_apart(0, a, a) && msecs_until(&end) > 0)
+			usleep(500000);
+		OK(write_text(KSM_DIR "run", "0"));
+		OK(chunks_apart(0, a, a));
+		if (nr)
+			break;
+		/* To the place of others, which return. */
+		for (i = 0; i < chunk && variant->first == 1; i++) {
+			MOVE(0, a + i * page, 1, b, 0);
+			MOVE(0, b, 1, a + i * page, 0);
+		}
+	}
+	OK(fork_member(0, 1));
+	OK(migrate_all(0, a, chunk));
+	OK(chunks_apart(0, a, a));
+	OK(chunks_apart(1, a, a));
+	OK(page_out(0, a, chunk));
+	OK(call(0, op_check_chunks, a, 0, 0, 0));
+	/* What moves is no longer KSM's. */
+	OK(call(1, op_protect, a, chunk, PROT_READ, 0));
+	MOVE(1, a, chunk, b, 0);
+
+	/* Each its own again. */
+	OK(call(0, op_advise, a, KSM_VMAS, MADV_UNMERGEABLE, 0));
+	for (i = chunk; i < KSM_VMAS; i += 16 * chunk)
+		APART(0, a, 0, a + i * page, chunk);
+	OK(call(0, op_check_chunks, a, 0, 0, 0));
+	CHECK(1, b, chunk, 1);
+	for (i = 0; i < KSM_VMAS; i += 16 * chunk)
+		OK(migrate_all(0, a + i * page, chunk));
+	OK(migrate_all(1, b, chunk));
+	CHECK(1, b, chunk, 1);
 }
 
 /*

@@ -47,10 +47,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -671,6 +674,53 @@ static void after_fork(void)
 	wait_forked("fork");
 }
 
+static int watch_fd = -1;
+
+/* fork() waits for this. */
+static void *drop_events(void *arg)
+{
+	struct uffd_msg msg;
+
+	while (read(watch_fd, &msg, sizeof(msg)) == sizeof(msg))
+		if (msg.event == UFFD_EVENT_FORK)
+			close(msg.arg.fork.ufd);
+	return NULL;
+}
+
+/* Who else wants to know of a fork: userfaultfd, KSM, and khugepaged. */
+static void prepare_fork_watched(void)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_EVENT_FORK,
+	};
+	struct uffdio_register reg = {
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	static const int watched[] = { 0, 2, 6 };
+	pthread_t thread;
+	size_t i;
+
+	watch_fd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	if (watch_fd < 0 || ioctl(watch_fd, UFFDIO_API, &api))
+		die("userfaultfd: %s", strerror(errno));
+	for (i = 0; i < ARRAY_SIZE(watched); i++) {
+		char *p = slot(watched[i]);
+
+		if (madvise(p, PAGES * page, MADV_MERGEABLE) ||
+		    madvise(p, PAGES * page, MADV_HUGEPAGE))
+			die("madvise: %s", strerror(errno));
+		reg.range.start = (unsigned long)p;
+		reg.range.len = PAGES * page;
+		if (ioctl(watch_fd, UFFDIO_REGISTER, &reg))
+			die("UFFDIO_REGISTER: %s", strerror(errno));
+	}
+	if (pthread_create(&thread, NULL, drop_events, NULL))
+		die("no thread");
+	/* Some of it is swapped. */
+	madvise(slot(2), PAGES / 2 * page, MADV_PAGEOUT);
+}
+
 static long call_move(void)
 {
 	return move(slot(0), slot(20), PAGES, 0);
@@ -1113,6 +1163,15 @@ FIXTURE_VARIANT(cow_context_fail)
 FIXTURE_VARIANT_ADD(cow_context_fail, fork)
 {
 	.flags = MUST_FAIL | MAY_DIE,
+	.call = call_fork,
+	.after = after_fork,
+};
+
+/* Scenario 11. */
+FIXTURE_VARIANT_ADD(cow_context_fail, fork_watched)
+{
+	.flags = MUST_FAIL | MAY_DIE,
+	.prepare = prepare_fork_watched,
 	.call = call_fork,
 	.after = after_fork,
 };
