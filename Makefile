@@ -23,6 +23,7 @@ help:
 	@echo 'make bench      anon_vma against contexts: instructions, memory, plots'
 	@echo 'make objdiff    what the series does to mm/ objects while its options are off'
 	@echo 'make archs      does it compile for i386, arm64, without SMP, without MMU?'
+	@echo 'make prefixes   does it build and boot after each mail, options off and on?'
 	@echo 'make count      lines of anon_vma, and of what replaces it'
 	@echo 'make fetch      the base source (LINUX=tarball or tree to give one)'
 	@echo 'make clean      remove out/ except the fetched source; all of it: rm -rf out'
@@ -65,6 +66,8 @@ objdiff: compose
 	@harness/objdiff
 archs: compose
 	@harness/archs
+prefixes: compose
+	@harness/prefixes
 count: compose
 	@harness/count
 fetch:
@@ -73,4 +76,4 @@ clean:
 	@[ ! -d out/linux ] || harness/compose
 	[ ! -d out ] || find out -mindepth 1 -maxdepth 1 ! -name src ! -name apt -exec rm -rf {} +
 
-.PHONY: help run test kernel boot shell compose export check kunit coverage bench fuzz soak model kcsan mutations objdiff archs count fetch clean
+.PHONY: help run test kernel boot shell compose export check kunit coverage bench fuzz soak model kcsan mutations objdiff archs prefixes count fetch clean
