@@ -4075,7 +4075,7 @@ TEST_F_TIMEOUT(cow_context_swapoff, generations, TEST_SECONDS)
  */
 FIXTURE(cow_context_ksm)
 {
-	char run[16];
+	char run[16], pages_to_scan[16];
 };
 
 FIXTURE_VARIANT(cow_context_ksm)
@@ -4096,6 +4096,8 @@ FIXTURE_TEARDOWN(cow_context_ksm)
 	teardown_family();
 	if (self->run[0])
 		write_text(KSM_DIR "run", self->run);
+	if (self->pages_to_scan[0])
+		write_text(KSM_DIR "pages_to_scan", self->pages_to_scan);
 }
 
 TEST_F_TIMEOUT(cow_context_ksm, unmapped_and_merged, TEST_SECONDS)
@@ -4250,6 +4252,10 @@ TEST_F_TIMEOUT(cow_context_ksm, many_vmas, TEST_SECONDS)
 	if (read_text(KSM_DIR "run", self->run, sizeof(self->run)))
 		SKIP(return, "no KSM");
 
+	/* It would sleep most of the time. */
+	OK(read_text(KSM_DIR "pages_to_scan", self->pages_to_scan,
+		     sizeof(self->pages_to_scan)));
+	OK(write_text(KSM_DIR "pages_to_scan", "5000"));
 	OK(call(0, op_map, a, KSM_VMAS, 0, 0));
 	for (i = 0; i < KSM_VMAS; i += chunk)
 		FILL(0, a + i * page, chunk, 1);
