@@ -3891,7 +3891,7 @@ static int damon_finds(int nr, char *addr, long pages, bool touched)
 		now = damon_touched();
 		if (before < 0 || now < 0)
 			return -1;
-		if ((now > before) == touched)
+		if (touched ? now > before : now == before)
 			return 0;
 	} while (msecs_until(&end) > 0);
 	ksft_print_msg("member %d: DAMON does not see that it %s\n", nr,
