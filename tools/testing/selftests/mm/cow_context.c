@@ -2262,50 +2262,57 @@ static long op_exit_storm(char *addr, long nr, long huge, long c)
 
 enum { UNMAP, OVERMAP, SHRINK_BRK };
 
-/* Scenario 15: children unmap a range of many VMAs at once. */
-static long op_unmap_storm(char *addr, long nr, long how, long c)
+/* A child for each round: 0 there; here how many there were, -1 if one failed. */
+static long fork_rounds(void)
 {
-	int status, i;
+	int status;
 	pid_t pid;
 
 	signal(SIGCHLD, SIG_DFL);
 	while (racing()) {
 		pid = fork();
-		if (pid < 0)
+		if (!pid)
+			return 0;
+		if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
 			return -1;
-		if (pid) {
-			if (waitpid(pid, &status, 0) != pid || status)
-				return -1;
-			shared->rounds++;
-			continue;
-		}
-		if (op_check(addr, PAGES, 1, 0))
-			_exit(1);
-		for (i = 0; i < 2; i++) {
-			switch (how) {
-			case UNMAP:
-				if (op_unmap(addr, nr, 0, 0))
-					_exit(2);
-				break;
-			case OVERMAP:
-				if (op_map(addr, nr, 0, 0))
-					_exit(3);
-				break;
-			case SHRINK_BRK:
-				if (!i && brk(addr))
-					_exit(4);
-				break;
-			}
-			/* Own memory in its place, which nobody may touch. */
-			if (op_map(addr, 2 * PAGES, 0, 0))
-				_exit(5);
-			op_fill(addr, 2 * PAGES, 4, 0);
-			if (op_check(addr, 2 * PAGES, 4, 0))
-				_exit(6);
-		}
-		_exit(0);
+		shared->rounds++;
 	}
-	return shared->rounds;
+	return shared->rounds ?: -1;
+}
+
+/* Scenario 15: children unmap a range of many VMAs at once. */
+static long op_unmap_storm(char *addr, long nr, long how, long c)
+{
+	long rounds = fork_rounds();
+	int i;
+
+	if (rounds)
+		return rounds;
+	if (op_check(addr, PAGES, 1, 0))
+		_exit(1);
+	for (i = 0; i < 2; i++) {
+		switch (how) {
+		case UNMAP:
+			if (op_unmap(addr, nr, 0, 0))
+				_exit(2);
+			break;
+		case OVERMAP:
+			if (op_map(addr, nr, 0, 0))
+				_exit(3);
+			break;
+		case SHRINK_BRK:
+			if (!i && brk(addr))
+				_exit(4);
+			break;
+		}
+		/* Own memory in its place, which nobody may touch. */
+		if (op_map(addr, 2 * PAGES, 0, 0))
+			_exit(5);
+		op_fill(addr, 2 * PAGES, 4, 0);
+		if (op_check(addr, 2 * PAGES, 4, 0))
+			_exit(6);
+	}
+	_exit(0);
 }
 
 /* Opening it registers an MMU notifier, the first of the mm. */
@@ -2334,25 +2341,11 @@ static int make_hmm_device(bool *loaded)
 /* Scenario 30: children take the locks of all VMAs at once. */
 static long op_notifier_storm(char *addr, long nr, long b, long c)
 {
-	int status;
-	pid_t pid;
+	long rounds = fork_rounds();
 
-	signal(SIGCHLD, SIG_DFL);
-	while (racing()) {
-		pid = fork();
-		if (pid < 0)
-			return -1;
-		if (pid) {
-			if (waitpid(pid, &status, 0) != pid || status)
-				return -1;
-			shared->rounds++;
-			continue;
-		}
-		if (open(hmm_device, O_RDWR) < 0)
-			_exit(1);
-		_exit(!!op_check(addr, nr, 1, 0));
-	}
-	return shared->rounds;
+	if (rounds)
+		return rounds;
+	_exit(open(hmm_device, O_RDWR) < 0 || op_check(addr, nr, 1, 0));
 }
 
 FIXTURE_VARIANT_ADD(cow_context_family, fork) { .live = op_fork_storm, };
