@@ -31,7 +31,7 @@ static void put(const char *path, const char *text)
 		close(fd);
 }
 
-/* Pages that are not @want of this generation or, where it did not write, older. */
+/* Pages that do not hold what the generations before @depth wrote last. */
 static int wrong(const unsigned char *p, int depth)
 {
 	int i, bad = 0;

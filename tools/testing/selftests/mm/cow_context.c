@@ -114,6 +114,7 @@
 /* Of which so many have the same content: less than KSM's max_page_sharing. */
 #define KSM_VMAS	20000
 #define KSM_SHARERS	200
+#define KSM_CHUNK	(KSM_VMAS / KSM_SHARERS)
 
 #define ADVERSARY_VMAS	512
 #define ADVERSARY_CHILDREN 256
@@ -4206,8 +4207,8 @@ static long chunks_apart(int nr, char *a, char *at)
 {
 	long i, n = 0;
 
-	for (i = 0; i < KSM_VMAS; i += KSM_VMAS / KSM_SHARERS)
-		n += count_apart(0, a, nr, at + i * page, KSM_VMAS / KSM_SHARERS);
+	for (i = 0; i < KSM_VMAS; i += KSM_CHUNK)
+		n += count_apart(0, a, nr, at + i * page, KSM_CHUNK);
 	return n;
 }
 
@@ -4225,22 +4226,31 @@ static long op_check_chunks(char *a, long b, long c, long d)
 {
 	long i, bad = 0;
 
-	for (i = 0; i < KSM_VMAS; i += KSM_VMAS / KSM_SHARERS)
-		bad += op_check(a + i * page, KSM_VMAS / KSM_SHARERS, 1, 0);
+	for (i = 0; i < KSM_VMAS; i += KSM_CHUNK)
+		bad += op_check(a + i * page, KSM_CHUNK, 1, 0);
 	return bad;
+}
+
+static int merge_chunks(char *a)
+{
+	struct timespec end = in_msecs(REPLY_SECONDS * 1000);
+
+	if (write_text(KSM_DIR "run", "1"))
+		return -1;
+	while (chunks_apart(0, a, a) && msecs_until(&end) > 0)
+		usleep(500000);
+	return write_text(KSM_DIR "run", "0") || chunks_apart(0, a, a) ? -1 : 0;
 }
 
 /*
  * Scenario 16: what was one VMA is many, and KSM has merged what is in them. Some
- * are moved before that, or after it (child_first).
+ * move, and are merged again (child_first).
  */
 TEST_F_TIMEOUT(cow_context_ksm, many_vmas, TEST_SECONDS)
 {
-	const long chunk = KSM_VMAS / KSM_SHARERS;
+	const long chunk = KSM_CHUNK;
 	char *a = area(0), *b = area(12);
-	struct timespec end;
 	long i;
-	int nr;
 
 	if (read_text(KSM_DIR "run", self->run, sizeof(self->run)))
 		SKIP(return, "no KSM");
@@ -4255,21 +4265,13 @@ TEST_F_TIMEOUT(cow_context_ksm, many_vmas, TEST_SECONDS)
 	OK(call(0, op_advise, a, KSM_VMAS, MADV_MERGEABLE, 0));
 	OK(call(0, op_many_vmas, a, KSM_VMAS, 0, 0));
 	ASSERT_FALSE(is_one_vma(0, a, 2));
-	for (nr = 0; nr < 2; nr++) {
-		/* What is moved after that is merged again. */
-		OK(write_text(KSM_DIR "run", "1"));
-		end = in_msecs(REPLY_SECONDS * 1000);
-		while (chunks_apart(0, a, a) && msecs_until(&end) > 0)
-			usleep(500000);
-		OK(write_text(KSM_DIR "run", "0"));
-		OK(chunks_apart(0, a, a));
-		if (nr)
-			break;
-		/* To the place of others, which return. */
-		for (i = 0; i < chunk && variant->first == 1; i++) {
+	OK(merge_chunks(a));
+	if (variant->first == 1) {
+		for (i = 0; i < chunk; i++) {
 			MOVE(0, a + i * page, 1, b, 0);
 			MOVE(0, b, 1, a + i * page, 0);
 		}
+		OK(merge_chunks(a));
 	}
 	OK(fork_member(0, 1));
 	OK(migrate_all(0, a, chunk));
