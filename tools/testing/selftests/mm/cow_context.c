@@ -50,6 +50,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <lib/test_hmm_uapi.h>
 #include "cow_context_util.h"
 #include "hugepage_settings.h"
 #include "vm_util.h"
@@ -154,6 +155,8 @@ static struct shared {
 	bool busy;	/* there was enough of what the race is about */
 	long rounds;	/* of a race, or generations */
 	long bad;
+	long to_device;	/* pages that went there */
+	bool forking;
 	pid_t newest;
 	pid_t pid[ADVERSARY_CHILDREN];
 } *shared;
@@ -780,7 +783,7 @@ static void split(int nr, char *addr, long pages)
 }
 
 /* Is the page part of something larger? -1 if there is no telling. */
-static int is_large(int nr, char *addr)
+static int __is_large(pid_t pid, char *addr)
 {
 	int fd = open("/proc/kpageflags", O_RDONLY);
 	uint64_t entry, flags;
@@ -788,11 +791,16 @@ static int is_large(int nr, char *addr)
 
 	if (fd < 0)
 		return -1;
-	if (!read_pagemap(nr, addr, 1, &entry) && (entry & PM_PRESENT) &&
+	if (!__read_pagemap(pid, addr, 1, &entry) && (entry & PM_PRESENT) &&
 	    !pageflags_get(PAGEMAP_PFN(entry), fd, &flags))
 		ret = !!(flags & KPF_THP);
 	close(fd);
 	return ret;
+}
+
+static int is_large(int nr, char *addr)
+{
+	return __is_large(member[nr].pid, addr);
 }
 
 static void advise_pageout(int nr, char *addr, long pages)
@@ -1817,7 +1825,61 @@ TEST_F_TIMEOUT(cow_context, stack, TEST_SECONDS)
 /*
  * Scenario 9: small pages become a huge one, which is moved, while they are
  * migrated, split, and read. A child that shares them keeps the small ones.
+ * khugepaged makes large ones of smaller sizes, too, of what is not shared: then
+ * the child comes after.
  */
+#define COLLAPSE_MSECS	2000
+
+FIXTURE(cow_context_collapse)
+{
+	bool have_thp;
+};
+
+FIXTURE_VARIANT(cow_context_collapse)
+{
+	bool khugepaged;
+	long size;	/* 0: of a PMD */
+};
+
+FIXTURE_VARIANT_ADD(cow_context_collapse, madvise) { .size = 0, };
+FIXTURE_VARIANT_ADD(cow_context_collapse, khugepaged) { .khugepaged = true, };
+FIXTURE_VARIANT_ADD(cow_context_collapse, khugepaged_mthp)
+{
+	.khugepaged = true,
+	.size = 64 * 1024,
+};
+
+FIXTURE_SETUP(cow_context_collapse)
+{
+	unsigned long orders, i;
+	struct thp_settings settings;
+
+	setup_family(_metadata);
+	self->have_thp = pmd_size && thp_is_enabled();
+	if (!self->have_thp || !variant->khugepaged)
+		return;
+	thp_save_settings();
+	thp_read_settings(&settings);
+	orders = thp_supported_orders();
+	for (i = 0; i < NR_ORDERS; i++)
+		if (orders & 1UL << i)
+			settings.hugepages[i].enabled =
+				page << i == (variant->size ?: pmd_size) ?
+				THP_MADVISE : THP_NEVER;
+	settings.khugepaged.defrag = true;
+	settings.khugepaged.alloc_sleep_millisecs = 10;
+	settings.khugepaged.scan_sleep_millisecs = 10;
+	settings.khugepaged.max_ptes_none = pmd_size / page - 1;
+	settings.khugepaged.pages_to_scan = 8 * pmd_size / page;
+	thp_write_settings(&settings);
+}
+
+FIXTURE_TEARDOWN(cow_context_collapse)
+{
+	teardown_family();
+	thp_restore_settings();
+}
+
 static struct {
 	char *addr;
 	long nr, bad, reads;
@@ -1843,8 +1905,24 @@ static void *read_thread(void *arg)
 	return NULL;
 }
 
+enum { BY_MADVISE, BY_KHUGEPAGED, BY_KHUGEPAGED_UNSHARED };
+
+static bool collapse(char *addr, bool by_khugepaged)
+{
+	struct timespec end = in_msecs(COLLAPSE_MSECS);
+
+	if (!by_khugepaged)
+		return !madvise(addr, pmd_size, MADV_COLLAPSE);
+	while (racing() && msecs_until(&end) > 0) {
+		if (__is_large(getpid(), addr) > 0)
+			return true;
+		usleep(1000);
+	}
+	return false;
+}
+
 /* A huge page, of which @nr small ones are used. Without a collapse no round. */
-static long op_collapse_loop(char *home, long nr, long away, long c)
+static long op_collapse_loop(char *home, long nr, long away, long how)
 {
 	const long all = pmd_size / page;
 	const size_t size = pmd_size;
@@ -1866,12 +1944,18 @@ static long op_collapse_loop(char *home, long nr, long away, long c)
 		    madvise(home, size, MADV_DONTNEED))
 			goto out;
 		op_fill(home, nr, 1, 0);
+		if (how == BY_KHUGEPAGED_UNSHARED) {
+			if (madvise(home, size, MADV_HUGEPAGE))
+				goto out;
+			collapsed = collapse(home, true);
+		}
 		pid = fork();
 		if (!pid)
 			_exit(!!op_check(home, nr, 1, 0));
 		if (pid < 0 || madvise(home, size, MADV_HUGEPAGE))
 			goto out;
-		collapsed = !madvise(home, size, MADV_COLLAPSE);
+		if (how != BY_KHUGEPAGED_UNSHARED)
+			collapsed = collapse(home, how == BY_KHUGEPAGED);
 		if (op_move(home, all, away, 0) ||
 		    op_check((char *)away, nr, 1, 0) ||
 		    op_move((char *)away, all, (long)home, 0) ||
@@ -1888,15 +1972,29 @@ out:
 	return reader.reads ? ret : -1;
 }
 
-TEST_F_TIMEOUT(cow_context, collapse_race_migration, TEST_SECONDS)
+/* A kernel whose khugepaged knows the size counts what it does. */
+static bool collapses_to(long size)
 {
+	char path[128];
+
+	snprintf(path, sizeof(path), THP_DIR "hugepages-%ldkB/stats/collapse_alloc",
+		 size / 1024);
+	return !access(path, R_OK);
+}
+
+TEST_F_TIMEOUT(cow_context_collapse, race_migration, TEST_SECONDS)
+{
+	const long how = !variant->khugepaged ? BY_MADVISE :
+			 variant->size ? BY_KHUGEPAGED_UNSHARED : BY_KHUGEPAGED;
 	char *a = area(0), *b = area(1), *list[4 * PAGES];
 	const long used = 2 * PAGES;
 	static int status[4 * PAGES];
 	long pages = pmd_size / page, i;
 
-	if (!pmd_size || !thp_is_enabled())
+	if (!self->have_thp)
 		SKIP(return, "no huge pages");
+	if (how == BY_KHUGEPAGED_UNSHARED && !collapses_to(variant->size))
+		SKIP(return, "khugepaged makes huge pages only");
 	OK(call(0, op_map, a, pages, 0, 0));
 	FILL(0, a, PAGES, 1);
 	if (call(0, op_advise, a, pages, MADV_COLLAPSE, 0) == -EINVAL)
@@ -1905,7 +2003,7 @@ TEST_F_TIMEOUT(cow_context, collapse_race_migration, TEST_SECONDS)
 	list_pages(list, a, used);
 	list_pages(list + used, b, used);
 	start_race(ABOUT(MIGRATED) | ABOUT(WALKS));
-	OK(tell(0, op_collapse_loop, a, used, (long)b, 0));
+	OK(tell(0, op_collapse_loop, a, used, (long)b, how));
 	for (i = 0; other_racing(); i++) {
 		if (nr_nodes > 1)
 			move_list(member[0].pid, list, 2 * used, nodes[i & 1], status);
@@ -1917,6 +2015,7 @@ TEST_F_TIMEOUT(cow_context, collapse_race_migration, TEST_SECONDS)
 	ASSERT_EQ(shared->bad, 0);
 
 	/* Once more in peace. */
+	thp_restore_settings();
 	OK(call(0, op_advise, a, pages, MADV_COLLAPSE, 0));
 	ASSERT_TRUE(call(0, op_is_huge, a, 0, 0, 0));
 	CHECK(0, a, used, 1);
@@ -2162,8 +2261,8 @@ TEST_F_TIMEOUT(cow_context, pinned_at_fork, TEST_SECONDS)
 }
 
 /*
- * Scenarios 13 to 15, and 30: families come and go, unmap, and take all locks of
- * an mm, while what they share is migrated, split, and reclaimed.
+ * Scenarios 13 to 15, 29, and 30: families come and go, unmap, and take all locks
+ * of an mm, while what they share is migrated, split, and reclaimed.
  */
 FIXTURE(cow_context_family)
 {
@@ -2339,6 +2438,41 @@ static int make_hmm_device(bool *loaded)
 	return mknod(hmm_device, S_IFCHR | 0600, makedev(atoi(at), 0));
 }
 
+/*
+ * Scenario 29: children exit, early, late, and after their own children, while
+ * the pages that they share go to a device and come back.
+ */
+static long op_device_storm(char *addr, long nr, long b, long c)
+{
+	struct hmm_dmirror_cmd cmd;
+	int fd = open(hmm_device, O_RDWR), status;
+	long rounds;
+	pid_t pid;
+
+	if (fd < 0)
+		return -1;
+	/* A child: who called open() is whose pages go. */
+	pid = fork();
+	while (!pid) {
+		cmd = (struct hmm_dmirror_cmd){
+			.addr = (uintptr_t)addr,
+			.ptr = (uintptr_t)addr,
+			.npages = nr,
+		};
+		if (!ioctl(fd, HMM_DMIRROR_MIGRATE_TO_DEV, &cmd))
+			shared->to_device += cmd.cpages;
+		ioctl(fd, HMM_DMIRROR_MIGRATE_TO_SYS, &cmd);
+	}
+	rounds = pid > 0 ? op_exit_storm(addr, nr, 0, 0) : -1;
+	if (pid > 0) {
+		kill(pid, SIGKILL);
+		waitpid(pid, &status, 0);
+	}
+	/* The last to close it, while nothing migrates. */
+	close(fd);
+	return shared->to_device < RACE_LEAST ? -1 : rounds;
+}
+
 /* Scenario 30: children take the locks of all VMAs at once. */
 static long op_notifier_storm(char *addr, long nr, long b, long c)
 {
@@ -2382,6 +2516,12 @@ FIXTURE_VARIANT_ADD(cow_context_family, brk)
 	.brk = true,
 };
 
+FIXTURE_VARIANT_ADD(cow_context_family, device)
+{
+	.live = op_device_storm,
+	.hmm = true,
+};
+
 FIXTURE_VARIANT_ADD(cow_context_family, notifier)
 {
 	.live = op_notifier_storm,
@@ -2416,7 +2556,8 @@ static long op_grow_brk(char *addr, long nr, long b, long c)
 
 TEST_F_TIMEOUT(cow_context_family, race_migration, TEST_SECONDS)
 {
-	const bool many_vmas = variant->live == op_unmap_storm || variant->hmm;
+	const bool many_vmas = variant->live == op_unmap_storm ||
+			       variant->live == op_notifier_storm;
 	unsigned int about = ABOUT(MIGRATED) | ABOUT(WALKS);
 	const long huge = variant->huge ? pmd_size / page : 0;
 	long pages = many_vmas ? 512 : 2 * PAGES, i;
@@ -2468,6 +2609,8 @@ TEST_F_TIMEOUT(cow_context_family, race_migration, TEST_SECONDS)
 		}
 	}
 	end_race(_metadata, answer(0));
+	if (shared->to_device)
+		ksft_print_msg("%ld pages went to a device\n", shared->to_device);
 	ASSERT_EQ(shared->bad, 0);
 
 	CHECK(0, a, pages, 1);
@@ -4061,6 +4204,141 @@ TEST_F_TIMEOUT(cow_context_swapoff, generations, TEST_SECONDS)
 	OK(swap_on(&self->swap));
 	OK(page_out(3, b, PAGES));
 	CHECK(3, b, 4, 2);
+}
+
+/*
+ * Scenario 11: who forks is killed half-way, with what is told of forks; then swap
+ * goes.
+ */
+static void *drop_fork_events(void *arg)
+{
+	int fd = (long)arg;
+	struct uffd_msg msg;
+
+	while (read(fd, &msg, sizeof(msg)) == sizeof(msg))
+		if (msg.event == UFFD_EVENT_FORK)
+			close(msg.arg.fork.ufd);
+	return NULL;
+}
+
+static void watch_forks(char *addr, long nr)
+{
+	struct uffdio_register reg = {
+		.range = { (uintptr_t)addr, nr * page },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_EVENT_FORK,
+	};
+	long fd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	pthread_t thread;
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api))
+		return;
+	if (ioctl(fd, UFFDIO_REGISTER, &reg) ||
+	    pthread_create(&thread, NULL, drop_fork_events, (void *)fd))
+		_exit(1);
+}
+
+static void __noreturn fork_until_killed(char *addr, long nr)
+{
+	pid_t pid;
+
+	watch_forks(addr, nr);
+	for (;;) {
+		shared->forking = true;
+		pid = fork();
+		if (!pid) {
+			if (op_check(addr, nr, 1, 0))
+				shared->bad++;
+			_exit(0);
+		}
+		shared->forking = false;
+		waitpid(pid, NULL, 0);
+	}
+}
+
+/* Only what was killed in fork is a round. */
+static long op_kill_forks(char *addr, long nr, long b, long c)
+{
+	struct timespec start;
+	long i, usecs;
+	int status;
+	pid_t pid;
+
+	signal(SIGCHLD, SIG_DFL);
+	for (i = 0; racing(); i++) {
+		shared->forking = false;
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		pid = fork();
+		if (!pid)
+			fork_until_killed(addr, nr);
+		if (pid < 0)
+			return -1;
+		/* As long as that took, the next will. */
+		usecs = -msecs_until(&start) * 1000;
+		while (!FORCE_READ(shared->forking))
+			if (waitpid(pid, &status, WNOHANG))
+				return -1;
+		usleep((usecs ?: 500) * (i % 16) / 16);
+		kill(pid, SIGKILL);
+		if (waitpid(pid, &status, 0) != pid || !WIFSIGNALED(status))
+			return -1;
+		shared->rounds += shared->forking;
+	}
+	return shared->rounds;
+}
+
+TEST_F_TIMEOUT(cow_context_swapoff, killed_forks, TEST_SECONDS)
+{
+	const char *why = keeps_swap(&self->swap);
+	const long pages = 512, contexts = nr_contexts();
+	static int status[512];
+	static char *list[512];
+	char *a = area(0);
+	long i;
+
+	if (why)
+		SKIP(return, "%s", why);
+
+	OK(call(0, op_map, a, pages, 0, 0));
+	FILL(0, a, pages, 1);
+	/* Each may be unknown. */
+	call(0, op_advise, a, pages, MADV_MERGEABLE, 0);
+	call(0, op_advise, a, pages, MADV_HUGEPAGE, 0);
+	for (i = 1; i < pages; i += 2)
+		OK(call(0, op_protect, a + i * page, 1, PROT_READ, 0));
+
+	list_pages(list, a, pages);
+	start_race(ABOUT(MIGRATED) | ABOUT(SWAPPED_OUT) | ABOUT(WALKS));
+	OK(tell(0, op_kill_forks, a, pages, 0, 0));
+	for (i = 0; other_racing(); i++) {
+		if (nr_nodes > 1)
+			move_list(member[0].pid, list, pages, nodes[i & 1], status);
+		mark_idle(0, a, pages);
+		advise_pageout(0, a, PAGES);
+		take_back("128K");
+	}
+	end_race(_metadata, answer(0));
+	ASSERT_EQ(shared->bad, 0);
+
+	OK(page_out(0, a, pages));
+	OK(fork_member(0, 1));
+	OK(call(1, op_check, a, pages / 2, 1, 0));
+	OK(swap_off(&self->swap));
+	ASSERT_EQ(pages, count_pages(0, a, pages, PM_PRESENT));
+	TOGETHER(0, a, 1, a, pages);
+	OK(migrate_all(1, a, pages));
+	TOGETHER(0, a, 1, a, pages);
+	CHECK(0, a, pages, 1);
+	CHECK(1, a, pages, 1);
+
+	/* Nothing is left of those that were killed: more than of all others. */
+	OK(exit_member(1));
+	if (contexts >= 0)
+		ASSERT_LT(wait_contexts(contexts + RACE_LEAST - 1),
+			  contexts + RACE_LEAST);
 }
 
 /*
