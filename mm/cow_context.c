@@ -346,7 +346,7 @@ void cow_context_prepare_vma(struct vm_area_struct *vma)
 
 /**
  * cow_context_publish_vma - let walkers see a VMA that continues another
- * @vma: The new or grown VMA, in mm_mt.
+ * @vma: The new or grown VMA, in mm_mt or about to be in the same W section.
  * @from: The VMA it was copied, split or forked from, or that it absorbs; @vma
  *	if that is unfaulted. Then it adds no more than offsets to the filter.
  *
@@ -385,7 +385,7 @@ void cow_context_wipe_vma(struct vm_area_struct *vma)
 	const pgoff_t pgoff = vma->vm_start >> PAGE_SHIFT;
 
 	VM_WARN_ON_ONCE_VMA(vma->vm_file, vma);
-	cow_context_forget_vma(vma);
+	cow_context_forget_vma(vma->vm_mm, vma);
 	vma_set_anon_pgoff(vma, pgoff);
 	vma_set_pgoff(vma, pgoff);
 }
@@ -401,7 +401,7 @@ void cow_context_reset_vma(struct vm_area_struct *vma)
 	cow_context_lock(vma->vm_mm);
 	WRITE_ONCE(vma->origin, NULL);
 	cow_context_unlock(vma->vm_mm);
-	cow_context_forget_vma(vma);
+	cow_context_forget_vma(vma->vm_mm, vma);
 }
 
 /**
@@ -562,7 +562,21 @@ void cow_context_ungrow_vma(struct vm_area_struct *vma, unsigned long start,
 	cow_context_unmove_vma(vma, first, (end - start) >> PAGE_SHIFT, start);
 }
 
-static void forget_vma(struct mm_struct *mm, const struct vm_area_struct *vma)
+/**
+ * cow_context_forget_vma - remove the records of a VMA
+ * @mm: The VMA's mm; or a child of it that does not inherit the VMA.
+ * @vma: The VMA; in its own mm it is hidden from walkers.
+ *
+ * Belongs into the mmap_lock section that removed the VMA: until it ends
+ * nothing else can be mapped where the records point. A child has inherited them,
+ * and would hand them on for ever. Tried once; a record for which there is no
+ * memory to remove it stays, and does no harm.
+ *
+ * Context: mmap_lock of @mm held for write, or read by the munmap in flight. May
+ * sleep.
+ */
+void cow_context_forget_vma(struct mm_struct *mm,
+			    const struct vm_area_struct *vma)
 {
 	const pgoff_t first = vma_start_anon_pgoff(vma);
 	const long delta = cow_context_vma_delta(vma);
@@ -571,34 +585,4 @@ static void forget_vma(struct mm_struct *mm, const struct vm_area_struct *vma)
 	if (delta)
 		cow_context_del_remap(mm->cow_context, first,
 				      first + vma_pages(vma) - 1, delta);
-}
-
-/**
- * cow_context_forget_vma - remove the records of a VMA
- * @vma: The VMA, hidden from walkers.
- *
- * Belongs into the mmap_lock section that removed the VMA: until it ends
- * nothing else can be mapped where the records point. Tried once; a record for
- * which there is no memory to remove it stays, and does no harm.
- *
- * Context: mmap_lock held for write, or read by the munmap in flight. May
- * sleep.
- */
-void cow_context_forget_vma(struct vm_area_struct *vma)
-{
-	forget_vma(vma->vm_mm, vma);
-}
-
-/**
- * cow_context_skip_vma - a VMA that is not inherited at fork
- * @mm: The child.
- * @vma: The parent's VMA.
- *
- * The child has inherited its records, and would hand them on for ever.
- *
- * Context: The child's mmap_lock held for write. May sleep.
- */
-void cow_context_skip_vma(struct mm_struct *mm, struct vm_area_struct *vma)
-{
-	forget_vma(mm, vma);
 }

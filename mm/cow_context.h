@@ -34,10 +34,11 @@ struct seq_file;
  * I2. A folio that is mapped through VMA V of mm X has an owner that encloses
  * X and that V's origin encloses: it lies in [owner(X) .. V's origin].
  *
- * I3. All sharers of a swap entry have VMAs with the same origin and lie below
- * it.
+ * I3. But for slots that KSM has shared (ksm_might_need_to_copy()), all sharers of
+ * a swap entry have VMAs with the same origin and lie below it.
  *
- * I4. No VMA leaves mm_mt, and no attached VMA changes its range, but under W.
+ * I4. No VMA of the mm leaves mm_mt, and none that is attached changes its range,
+ * but under W. What a child's mm_mt still has of its parent's is not of the mm.
  *
  * I5. A VMA is in mm_mt or in ctx->unmapping from before its first anonymous
  * PTE until its PTEs are zapped. Before its page tables or the VMA itself

@@ -377,7 +377,7 @@ void rmap_walk_anon(struct folio *folio, struct rmap_walk_control *rwc,
 
 #ifdef CONFIG_KSM
 /**
- * anon_rmap_walk_addr() - Visit the VMAs which may map a KSM folio at an address.
+ * anon_rmap_walk_addr() - Visit the VMAs which may map a KSM folio.
  * @ara: Where the folio was merged and which mms to look into.
  * @folio: The KSM folio, for @rwc.
  * @rwc: The reverse mapping walk control object.

@@ -463,7 +463,8 @@ static void end_compare(struct compare *cmp)
  * @folio: The folio.
  * @rwc: What walks.
  *
- * Context: Folio lock, anon_vma root lock. May sleep, unless rwc->try_lock.
+ * Context: Folio lock, anon_vma root lock. May sleep; with rwc->try_lock, not
+ * for a lock.
  */
 void cow_context_compare(struct anon_vma *anon_vma, struct folio *folio,
 			 struct rmap_walk_control *rwc)
@@ -501,19 +502,22 @@ void cow_context_compare(struct anon_vma *anon_vma, struct folio *folio,
 	end_compare(&cmp);
 }
 
+static bool vma_covers(const struct vm_area_struct *vma, unsigned long addr)
+{
+	return addr >= vma->vm_start && addr < vma->vm_end;
+}
+
 static bool ksm_covers(const struct compare *cmp, struct vm_area_struct *vma,
 		       unsigned long addr)
 {
 	const struct cow_context *ctx;
 
-	if (addr < vma->vm_start || addr >= vma->vm_end)
+	if (!vma_covers(vma, addr))
 		return false;
 	if (linear_anon_page_index(vma, addr) == cmp->walk.first)
 		for (ctx = vma->vm_mm->cow_context; ctx; ctx = ctx->parent)
 			if (ctx == cmp->walk.owner)
 				return true;
-	/* It was merged, or forked from what was: another item's. */
-	cow_context_count(COW_STAT_KSM_FOREIGN, 1);
 	return false;
 }
 
@@ -530,7 +534,8 @@ static bool ksm_covers(const struct compare *cmp, struct vm_area_struct *vma,
  * can also reach a relative of @mm, because of a reused anon_vma: that one has
  * an item of its own, or is below an mm that has one.
  *
- * Context: Folio lock, anon_vma root lock. May sleep, unless rwc->try_lock.
+ * Context: Folio lock, anon_vma root lock. May sleep; with rwc->try_lock, not
+ * for a lock.
  */
 void cow_context_compare_ksm(struct anon_vma *anon_vma, struct folio *folio,
 			     struct mm_struct *mm, pgoff_t index,
@@ -552,9 +557,13 @@ void cow_context_compare_ksm(struct anon_vma *anon_vma, struct folio *folio,
 	cow_context_count(COW_STAT_WALKS, 1);
 	cow_context_count(COW_STAT_WALKS_KSM, 1);
 
-	anon_rmap_tree_foreach(avc, anon_vma, index, index)
+	anon_rmap_tree_foreach(avc, anon_vma, index, index) {
 		if (ksm_covers(&cmp, avc->vma, addr))
 			judge(&cmp, avc->vma, addr);
+		else if (vma_covers(avc->vma, addr))
+			/* It was merged, or forked from what was: another item's. */
+			cow_context_count(COW_STAT_KSM_FOREIGN, 1);
+	}
 	if (compare_visits(&cmp)) {
 		anon_rmap_tree_foreach(avc, anon_vma, index, index)
 			if (ksm_covers(&cmp, avc->vma, addr))

@@ -24,6 +24,7 @@
 #include <linux/hugetlb.h>
 #include <linux/leafops.h>
 #include <linux/mm.h>
+#include <linux/oom.h>
 #include <linux/pagewalk.h>
 #include <linux/pid_namespace.h>
 #include <linux/rmap.h>
@@ -403,9 +404,16 @@ void cow_context_validate(struct seq_file *m)
 		}
 		nr = pid_nr(pid);
 		task = pid_task(pid, PIDTYPE_TGID);
+		/* The leader may have exited before its threads. */
+		task = task ? find_lock_task_mm(task) : NULL;
 		if (task) {
-			mm = get_task_mm(task);
+			/* A kernel thread only borrows one. */
+			if (!(task->flags & PF_KTHREAD)) {
+				mm = task->mm;
+				mmget(mm);
+			}
 			strscpy(v.comm, task->comm);
+			task_unlock(task);
 		}
 		rcu_read_unlock();
 		if (mm) {

@@ -12,14 +12,9 @@
 #include <linux/mm_types.h>
 
 struct anon_vma;
-struct folio;
-struct maple_tree;
-struct mm_struct;
-struct page;
 struct page_ext_operations;
 struct rmap_walk_control;
 struct unmap_desc;
-struct vm_area_struct;
 
 #ifdef CONFIG_COW_CONTEXT
 
@@ -54,8 +49,8 @@ int cow_context_grow_vma(struct vm_area_struct *vma, unsigned long start,
 			 unsigned long end);
 void cow_context_ungrow_vma(struct vm_area_struct *vma, unsigned long start,
 			    unsigned long end);
-void cow_context_forget_vma(struct vm_area_struct *vma);
-void cow_context_skip_vma(struct mm_struct *mm, struct vm_area_struct *vma);
+void cow_context_forget_vma(struct mm_struct *mm,
+			    const struct vm_area_struct *vma);
 
 /* Ownership beside anon_vma, and the comparison: mm/cow_context_compare.c */
 #ifndef CONFIG_COW_CONTEXT_ANON_RMAP
@@ -125,9 +120,8 @@ static inline int cow_context_grow_vma(struct vm_area_struct *vma,
 static inline void cow_context_ungrow_vma(struct vm_area_struct *vma,
 					  unsigned long start,
 					  unsigned long end) {}
-static inline void cow_context_forget_vma(struct vm_area_struct *vma) {}
-static inline void cow_context_skip_vma(struct mm_struct *mm,
-					struct vm_area_struct *vma) {}
+static inline void cow_context_forget_vma(struct mm_struct *mm,
+					  const struct vm_area_struct *vma) {}
 static inline void cow_context_set_owner(struct folio *folio,
 					 struct vm_area_struct *vma,
 					 bool exclusive) {}

@@ -3249,9 +3249,9 @@ static void record_goes(struct kunit *test)
 	other = moved_vma(test, tm, tm, HOME, 8, AWAY + 64);
 	home = inherited_vma(test, tm, tm, HOME, 8);
 	mmap_write_lock(&tm->mm);
-	cow_context_forget_vma(home);
+	cow_context_forget_vma(&tm->mm, home);
 	expect_recorded(test, tm, HOME, 8, delta, 8);
-	cow_context_forget_vma(vma);
+	cow_context_forget_vma(&tm->mm, vma);
 	expect_recorded(test, tm, HOME, 8, far, 0);
 	mmap_write_unlock(&tm->mm);
 
@@ -3259,9 +3259,9 @@ static void record_goes(struct kunit *test)
 	child = must_fork(test, tm);
 	expect_recorded(test, child, HOME, 8, far, 0);
 	mmap_write_lock(&child->mm);
-	cow_context_skip_vma(&child->mm, home);
+	cow_context_forget_vma(&child->mm, home);
 	expect_recorded(test, child, HOME, 8, far, 0);
-	cow_context_skip_vma(&child->mm, other);
+	cow_context_forget_vma(&child->mm, other);
 	expect_recorded(test, child, 0, 0, 0, 0);
 	mmap_write_unlock(&child->mm);
 	expect_recorded(test, tm, HOME, 8, far, 0);

@@ -198,10 +198,11 @@ static inline void cow_context_ungrow_vma(struct vm_area_struct *vma,
 		cow_context_log(vma->vm_mm, 'u');
 }
 
-static inline void cow_context_forget_vma(struct vm_area_struct *vma)
+static inline void cow_context_forget_vma(struct mm_struct *mm,
+					  const struct vm_area_struct *vma)
 {
-	assert(!mm_cow_context(vma->vm_mm)->unmapping);
-	cow_context_log(vma->vm_mm, 'f');
+	assert(!mm_cow_context(mm)->unmapping);
+	cow_context_log(mm, 'f');
 }
 
 /* A fault goes on beside mmap_lock until someone wants the VMA lock. */
