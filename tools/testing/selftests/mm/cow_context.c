@@ -156,7 +156,7 @@ static struct shared {
 	long rounds;	/* of a race, or generations */
 	long bad;
 	long to_device;	/* pages that went there */
-	bool forking;
+	bool forking, ready;
 	pid_t newest;
 	pid_t pid[ADVERSARY_CHILDREN];
 } *shared;
@@ -2438,30 +2438,36 @@ static int make_hmm_device(bool *loaded)
 	return mknod(hmm_device, S_IFCHR | 0600, makedev(atoi(at), 0));
 }
 
+/* The pages of who opened @fd. Returns how many went. */
+static long device_migrate(int fd, unsigned long request, char *addr, long nr)
+{
+	struct hmm_dmirror_cmd cmd = {
+		.addr = (uintptr_t)addr,
+		.ptr = (uintptr_t)addr,
+		.npages = nr,
+	};
+
+	return ioctl(fd, request, &cmd) ? -1 : (long)cmd.cpages;
+}
+
 /*
  * Scenario 29: children exit, early, late, and after their own children, while
  * the pages that they share go to a device and come back.
  */
 static long op_device_storm(char *addr, long nr, long b, long c)
 {
-	struct hmm_dmirror_cmd cmd;
 	int fd = open(hmm_device, O_RDWR), status;
-	long rounds;
+	long rounds, n;
 	pid_t pid;
 
 	if (fd < 0)
 		return -1;
-	/* A child: who called open() is whose pages go. */
 	pid = fork();
 	while (!pid) {
-		cmd = (struct hmm_dmirror_cmd){
-			.addr = (uintptr_t)addr,
-			.ptr = (uintptr_t)addr,
-			.npages = nr,
-		};
-		if (!ioctl(fd, HMM_DMIRROR_MIGRATE_TO_DEV, &cmd))
-			shared->to_device += cmd.cpages;
-		ioctl(fd, HMM_DMIRROR_MIGRATE_TO_SYS, &cmd);
+		n = device_migrate(fd, HMM_DMIRROR_MIGRATE_TO_DEV, addr, nr);
+		if (n > 0)
+			shared->to_device += n;
+		device_migrate(fd, HMM_DMIRROR_MIGRATE_TO_SYS, addr, nr);
 	}
 	rounds = pid > 0 ? op_exit_storm(addr, nr, 0, 0) : -1;
 	if (pid > 0) {
@@ -2471,6 +2477,60 @@ static long op_device_storm(char *addr, long nr, long b, long c)
 	/* The last to close it, while nothing migrates. */
 	close(fd);
 	return shared->to_device < RACE_LEAST ? -1 : rounds;
+}
+
+/*
+ * The same, but all who map the pages, and whose they are, exit while the device
+ * gives them back: it does when anyone closes it. Nobody may migrate to it then.
+ */
+static void __noreturn evicted_child(char *addr, long nr)
+{
+	int fd = open(hmm_device, O_RDWR);
+	long n;
+
+	op_fill(addr, nr, 1, 0);
+	n = fd < 0 ? -1 : device_migrate(fd, HMM_DMIRROR_MIGRATE_TO_DEV, addr, nr);
+	if (n < 0)
+		_exit(1);
+	shared->to_device += n;
+	if (!fork()) {
+		usleep(shared->rounds % 8 * 200);
+		_exit(shared->rounds & 8 && op_check(addr, 2, 1, 0));
+	}
+	shared->ready = true;
+	usleep(shared->rounds % 5 * 300);
+	_exit(0);
+}
+
+static long op_evict_storm(char *addr, long nr, long b, long c)
+{
+	int status, fd;
+	pid_t pid;
+
+	signal(SIGCHLD, SIG_DFL);
+	/* Grandchildren become children, whose end can be waited for. */
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+		return -1;
+	while (racing()) {
+		if (fill_anew(addr, nr, 0))
+			return -1;
+		shared->ready = false;
+		pid = fork();
+		if (!pid)
+			evicted_child(addr, nr);
+		while (!FORCE_READ(shared->ready))
+			if (waitpid(pid, &status, WNOHANG))
+				return -1;
+		fd = open(hmm_device, O_RDWR);
+		if (fd < 0)
+			return -1;
+		close(fd);
+		while (wait(&status) > 0)
+			if (status)
+				return -1;
+		shared->rounds++;
+	}
+	return shared->to_device < RACE_LEAST ? -1 : shared->rounds;
 }
 
 /* Scenario 30: children take the locks of all VMAs at once. */
@@ -2519,6 +2579,12 @@ FIXTURE_VARIANT_ADD(cow_context_family, brk)
 FIXTURE_VARIANT_ADD(cow_context_family, device)
 {
 	.live = op_device_storm,
+	.hmm = true,
+};
+
+FIXTURE_VARIANT_ADD(cow_context_family, device_evict)
+{
+	.live = op_evict_storm,
 	.hmm = true,
 };
 
