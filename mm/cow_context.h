@@ -182,7 +182,8 @@ enum cow_context_stat {
 	COW_STAT_WALKS = NR_COW_STATS_PURE, /* walks that were compared */
 	COW_STAT_WALKS_KSM,		/* of them: KSM */
 	COW_STAT_CONTENDED,		/* VMAs not judged: trylock failed */
-	COW_STAT_UNJUDGED,		/* walks not judged: no page_ext */
+	COW_STAT_UNJUDGED,		/* walks not judged: no owner */
+	COW_STAT_DEVICE,		/* walks not judged: a device's folio */
 	COW_STAT_KSM_FOREIGN,		/* KSM: VMAs another item answers for */
 	COW_STAT_FOUND,			/* mapped, and would be visited */
 	COW_STAT_MISSED,		/* mapped, and would not be visited */

@@ -24,18 +24,19 @@
  * hold under the same lock, so there is nothing to validate afterwards.
  *
  * Then the real walk runs, and only counts. More visits than anon_vma has VMAs
- * that would be visited are extra: no error, but a cost. Fewer mean that the
- * tree walk did not get somewhere, or that an mm has gone meanwhile; then each
- * mapped VMA is looked for by a walk of its own, and one that is still mapped
- * afterwards and was not visited is missed too.
+ * that would be visited are extra: no error, but a cost. If fewer of them are of
+ * VMAs that map the folio, the tree walk did not get somewhere, or an mm has gone
+ * meanwhile; then each mapped VMA is looked for by a walk of its own, and one that
+ * is still mapped afterwards and was not visited is missed too.
  *
  * Ownership
  * =========
  *
  * Which context owns a folio is kept in page_ext, set and moved exactly where
  * folio->mapping is; so the rules of ownership are tested as well. The index is
- * folio->index, which has one meaning for both. Folios without page_ext
- * (ZONE_DEVICE) are counted, not judged.
+ * folio->index, which has one meaning for both. Folios of a device have no
+ * page_ext. They are counted, not judged, and so is what comes back from a device
+ * until its owner is set again.
  *
  * What it cannot show
  * ===================
@@ -71,6 +72,9 @@ MODULE_PARM_DESC(panic_on_miss, "Panic when a walk would miss a mapping");
 
 /* Ownership */
 
+/* Whose a device's folio is. */
+#define OWNER_UNKNOWN	((struct cow_context *)ERR_PTR(-ENODEV))
+
 static bool need_page_ext(void)
 {
 	return true;
@@ -101,13 +105,16 @@ static void write_owner(const struct folio *folio, struct cow_context *owner)
  *
  * Context: Any.
  * Return: The owner as shadowed, NULL if there is none or the folio has no
- * page_ext.
+ * page_ext, an ERR_PTR() if it is a device's, or was.
  */
 struct cow_context *cow_context_folio_owner(const struct folio *folio)
 {
-	struct page_ext *ext = page_ext_get(&folio->page);
 	struct cow_context *owner, **slot;
+	struct page_ext *ext;
 
+	if (folio_is_zone_device(folio))
+		return OWNER_UNKNOWN;
+	ext = page_ext_get(&folio->page);
 	if (!ext)
 		return NULL;
 	slot = page_ext_data(ext, &cow_context_page_ext_ops);
@@ -157,6 +164,8 @@ void cow_context_copy_owner(struct folio *dst, const struct folio *src)
  * @mapped: The folio whose entries are looked for in page tables.
  * @site: Who walks: its rmap_one().
  * @nr_visits: VMAs of anon_vma that a walk would visit.
+ * @nr_found: Of them, those that map the folio.
+ * @nr_seen: VMAs that map the folio, of those that the walk visits.
  * @nr_missed: VMAs missed.
  * @nr_contended: VMAs not judged.
  * @pinned: The owner, referenced, once it was seen alive.
@@ -166,6 +175,8 @@ struct compare {
 	struct folio *mapped;
 	const void *site;
 	unsigned long nr_visits;
+	unsigned long nr_found;
+	unsigned long nr_seen;
 	unsigned int nr_missed;
 	unsigned int nr_contended;
 	struct cow_context *pinned;
@@ -365,10 +376,12 @@ static void judge(struct compare *cmp, struct vm_area_struct *vma,
 
 	mapped = is_mapped(cmp->mapped, vma, addr);
 	why = check_visit(cmp, ctx, vma);
-	if (!why)
+	if (!why) {
 		cmp->nr_visits++;
-	else if (mapped && visits_instead(cmp, ctx, vma, addr))
+		cmp->nr_found += mapped;
+	} else if (mapped && visits_instead(cmp, ctx, vma, addr)) {
 		why = NULL;
+	}
 
 	if (mapped && why)
 		miss(cmp, ctx, vma, addr, why, &reported);
@@ -395,7 +408,7 @@ static bool seek_visit(struct cow_context_walk *walk,
 	return !seek->found;
 }
 
-/* The walk visited fewer VMAs than it should have: which? */
+/* The walk visited fewer VMAs that map the folio than it should have: which? */
 static void search(struct compare *cmp, struct vm_area_struct *vma,
 		   unsigned long addr)
 {
@@ -423,6 +436,16 @@ static void search(struct compare *cmp, struct vm_area_struct *vma,
 	unlock_context(cmp, ctx, reported);
 }
 
+static bool see_visit(struct cow_context_walk *walk, struct vm_area_struct *vma)
+{
+	struct compare *cmp = container_of(walk, struct compare, walk);
+
+	cmp->nr_seen += is_mapped(cmp->mapped, vma,
+				  vma_anon_address(vma, walk->first,
+						   walk->last - walk->first + 1));
+	return true;
+}
+
 /* Count what the walk itself visits. Returns true if that is too little. */
 static bool compare_visits(struct compare *cmp)
 {
@@ -432,6 +455,7 @@ static bool compare_visits(struct compare *cmp)
 	if (!cmp->pinned)
 		return false;
 
+	walk->visit = see_visit;
 	cow_context_walk(walk);
 	if (walk->contended || cmp->nr_contended || cmp->nr_missed)
 		return false;
@@ -447,7 +471,7 @@ static bool compare_visits(struct compare *cmp)
 		trace_cow_context_extra(cmp->site, folio_pfn(cmp->mapped),
 					walk->first, nr);
 	}
-	return walk->nr_vmas < cmp->nr_visits && !walk->try_lock;
+	return cmp->nr_seen < cmp->nr_found && !walk->try_lock;
 }
 
 static void end_compare(struct compare *cmp)
@@ -483,8 +507,9 @@ void cow_context_compare(struct anon_vma *anon_vma, struct folio *folio,
 		.site = rwc->rmap_one,
 	};
 
-	if (!cmp.walk.owner) {
-		cow_context_count(COW_STAT_UNJUDGED, 1);
+	if (IS_ERR_OR_NULL(cmp.walk.owner)) {
+		cow_context_count(cmp.walk.owner ? COW_STAT_DEVICE :
+						   COW_STAT_UNJUDGED, 1);
 		return;
 	}
 	cow_context_count(COW_STAT_WALKS, 1);

@@ -36,6 +36,7 @@ static const char * const stat_names[NR_COW_STATS] = {
 	[COW_STAT_WALKS_KSM]		= "walks_ksm",
 	[COW_STAT_CONTENDED]		= "contended",
 	[COW_STAT_UNJUDGED]		= "unjudged",
+	[COW_STAT_DEVICE]		= "device",
 	[COW_STAT_KSM_FOREIGN]		= "ksm_foreign",
 	[COW_STAT_FOUND]		= "found",
 	[COW_STAT_MISSED]		= "missed",

@@ -80,7 +80,8 @@ static const char *check_findable(const struct folio *folio,
 		return "the index does not fit";
 	if (delta && !cow_context_has_remaps(ctx, index, last, delta))
 		return "the remap is not recorded";
-	if (!owner)
+	/* A device's, in compare mode. */
+	if (IS_ERR_OR_NULL(owner))
 		return NULL;
 	/* In between are bits that the same VMA has set. */
 	cow_filter_folio(&filter, index, index);
