@@ -52,7 +52,7 @@
  *	  VMA: origin deeper than the owner		walk_vmas
  *	  VMA: found from each record that it touches	walk_vmas
  *	  VMA: found in the tree and inline		walk_vmas
- *	  VMA: delta, hugetlb not compared		walk_vmas
+ *	  VMA: delta, hugetlb not compared		walk_vmas, walk_hugetlb
  *	  VMA: KSM's looked for where not moved only	walk_vmas
  *	  VMA: only the first one of a place		walk_vmas
  *	  VMA: munmap in flight not searched		walk_vmas
@@ -79,6 +79,8 @@
  *	  copy_owner: of a file's			shadow_owners
  *	  is_mapped: migration entries only		real_pages, real_replaced
  *	  contention, extra visits not counted		real_pages, real_replaced
+ *	  judge, search: a miss is not counted		real_missed
+ *	  visits of what is not mapped make up for it	real_missed
  *	  KSM: relatives are judged			real_pages
  *	mm/cow_context_remap.c
  *	  add: inline record grows over a gap		remap_cases, model
@@ -3070,6 +3072,38 @@ static void filter_made_anew(struct kunit *test)
 #define HOME		0x1000UL
 #define AWAY		0x5000UL
 
+/* The offsets of a hugetlb VMA are no offsets of other memory, and the reverse. */
+static void walk_hugetlb(struct kunit *test)
+{
+	struct test_mm *tm = must_fork(test, NULL);
+	struct vm_area_struct *vma = inherited_vma(test, tm, tm, HOME, 8);
+	struct cow_context_walk small = {
+		.owner = ctx_of(tm),
+		.first = HOME,
+		.last = HOME,
+	};
+	struct cow_context_walk huge = small;
+
+	huge.hugetlb = true;
+	attach_vma(test, vma);
+	cow_context_walk(&small);
+	KUNIT_EXPECT_EQ(test, small.nr_vmas, 1);
+	cow_context_walk(&huge);
+	KUNIT_EXPECT_EQ(test, huge.nr_vmas, 0);
+
+	/* And the other way to look. */
+	mmap_write_lock(&tm->mm);
+	KUNIT_EXPECT_EQ(test, 0, cow_context_add_remap(ctx_of(tm), AWAY, AWAY, 1));
+	mmap_write_unlock(&tm->mm);
+	small.nr_vmas = 0;
+	cow_context_walk(&small);
+	KUNIT_EXPECT_EQ(test, small.nr_vmas, 1);
+	cow_context_walk(&huge);
+	KUNIT_EXPECT_EQ(test, huge.nr_vmas, 0);
+	detach_vmas(tm);
+	vm_area_free(vma);
+}
+
 /**
  * struct record_case - where the record of a moved VMA comes to be
  * @name: For the log.
@@ -3529,28 +3563,35 @@ static void put_real(struct folio *folio)
 }
 
 /* Who is visited for the page, as the digits of a number. */
-static unsigned int walk_real(struct kunit *test, struct real *real,
-			      struct folio *folio)
+static unsigned int __walk_real(struct kunit *test, struct real *real,
+				struct folio *folio)
 {
 	struct rmap_walk_control rwc = {
 		.rmap_one = visit_real,
 		.arg = real,
 		.need_mapped = true,
 	};
-	const long found = cow_context_stat_sum(COW_STAT_FOUND);
-	const long missed = cow_context_stat_sum(COW_STAT_MISSED);
 
 	memset(real->visits, 0, sizeof(real->visits));
 	real->strange = 0;
 	rmap_walk_anon(folio, &rwc, false);
 	KUNIT_EXPECT_EQ(test, real->strange, 0);
+	return 10 * real->visits[0] + real->visits[1];
+}
+
+static unsigned int walk_real(struct kunit *test, struct real *real,
+			      struct folio *folio)
+{
+	const long found = cow_context_stat_sum(COW_STAT_FOUND);
+	const long missed = cow_context_stat_sum(COW_STAT_MISSED);
+	const unsigned int visits = __walk_real(test, real, folio);
 
 	/* Beside anon_vma's answer: each entry that there is, and no less. */
 	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_MISSED), missed);
 	if (!IS_ENABLED(CONFIG_COW_CONTEXT_ANON_RMAP))
 		KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_FOUND) - found,
 				folio_mapcount(folio));
-	return 10 * real->visits[0] + real->visits[1];
+	return visits;
 }
 
 static int map_real(struct real *real)
@@ -3752,6 +3793,57 @@ static void real_replaced(struct kunit *test)
 	put_real(folio);
 	mmput(real->mm[1]);
 }
+
+#ifndef CONFIG_COW_CONTEXT_ANON_RMAP
+/*
+ * A mapping is missed that contexts would not come to: its VMA has no origin, or the
+ * tree walk passes by its context; also if the walk comes to something else instead.
+ */
+static void real_missed(struct kunit *test)
+{
+	const long missed = cow_context_stat_sum(COW_STAT_MISSED);
+	struct real *real = begin_real(test);
+	struct cow_context *origin, *ctx;
+	struct folio *folio, *other;
+	struct vm_area_struct *vma;
+	struct list_head *before;
+
+	folio = write_real(test, real, 0);
+	KUNIT_ASSERT_EQ(test, fork_real(real), 0);
+	ctx = real->mm[1]->cow_context;
+	before = ctx->enter.list.prev;
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 11);
+
+	mmap_read_lock(real->mm[1]);
+	vma = vma_lookup(real->mm[1], real->addr);
+	mmap_read_unlock(real->mm[1]);
+	origin = vma->origin;
+	WRITE_ONCE(vma->origin, NULL);
+	KUNIT_EXPECT_EQ(test, __walk_real(test, real, folio), 11);
+	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_MISSED), missed + 1);
+	WRITE_ONCE(vma->origin, origin);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 11);
+
+	WRITE_ONCE(before->next, ctx->leave.list.next);
+	KUNIT_EXPECT_EQ(test, __walk_real(test, real, folio), 11);
+	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_MISSED), missed + 2);
+	WRITE_ONCE(before->next, &ctx->enter.list);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 11);
+
+	/* The parent has other memory there, which is visited too. */
+	KUNIT_ASSERT_EQ(test, unmap_real(real), 0);
+	KUNIT_ASSERT_EQ(test, map_real(real), 0);
+	other = write_real(test, real, 0);
+	KUNIT_EXPECT_EQ(test, walk_real(test, real, folio), 1);
+	WRITE_ONCE(before->next, ctx->leave.list.next);
+	KUNIT_EXPECT_EQ(test, __walk_real(test, real, folio), 1);
+	KUNIT_EXPECT_EQ(test, cow_context_stat_sum(COW_STAT_MISSED), missed + 3);
+	WRITE_ONCE(before->next, &ctx->enter.list);
+	put_real(other);
+	put_real(folio);
+	mmput(real->mm[1]);
+}
+#endif
 
 #ifdef CONFIG_COW_CONTEXT_ANON_RMAP
 /* -------------------------------------------------------------------------
@@ -4289,6 +4381,7 @@ static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE_PARAM(bounds, bound_gen_params),
 	KUNIT_CASE_PARAM(random_tree, tree_gen_params),
 	KUNIT_CASE(walk_stops),
+	KUNIT_CASE(walk_hugetlb),
 	KUNIT_CASE(walk_waits),
 	KUNIT_CASE(walk_wide),
 	KUNIT_CASE(walk_locks),
@@ -4308,6 +4401,9 @@ static struct kunit_case cow_context_cases[] = {
 	KUNIT_CASE_PARAM(walk_layouts, layout_gen_params),
 	KUNIT_CASE(real_pages),
 	KUNIT_CASE(real_replaced),
+#ifndef CONFIG_COW_CONTEXT_ANON_RMAP
+	KUNIT_CASE(real_missed),
+#endif
 #ifndef CONFIG_COW_CONTEXT_ANON_RMAP
 	KUNIT_CASE(shadow_owners),
 #else
