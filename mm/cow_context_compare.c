@@ -455,7 +455,9 @@ static bool compare_visits(struct compare *cmp)
 	if (!cmp->pinned)
 		return false;
 
-	walk->visit = see_visit;
+	/* With try_lock nothing is searched for afterwards. */
+	if (!walk->try_lock)
+		walk->visit = see_visit;
 	cow_context_walk(walk);
 	if (walk->contended || cmp->nr_contended || cmp->nr_missed)
 		return false;

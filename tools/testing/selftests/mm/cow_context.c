@@ -933,23 +933,31 @@ static long wait_contexts(long most)
 	return n;
 }
 
-/*
- * The member has a page replaced, for all who share it. Returns 0 when it was, or
- * where the kernel does not know how to.
- */
-static long soft_offline(int nr, char *addr, long pages)
+/* madvise() by the member, again while it says that a page is busy. */
+static long advise_patiently(int nr, char *addr, long pages, long advice)
 {
 	int tries = 50;
 	long ret;
 
 	/* As with migration: a page may be busy for a moment. */
 	do {
-		ret = call(nr, op_advise, addr, pages, MADV_SOFT_OFFLINE, 0);
-		if (ret == -EINVAL || ret == -EOPNOTSUPP) {
-			ksft_print_msg("no MADV_SOFT_OFFLINE\n");
-			return 0;
-		}
+		ret = call(nr, op_advise, addr, pages, advice, 0);
 	} while ((ret == -EBUSY || ret == -EAGAIN) && --tries && !usleep(2000));
+	return ret;
+}
+
+/*
+ * The member has a page replaced, for all who share it. Returns 0 when it was, or
+ * where the kernel does not know how to.
+ */
+static long soft_offline(int nr, char *addr, long pages)
+{
+	long ret = advise_patiently(nr, addr, pages, MADV_SOFT_OFFLINE);
+
+	if (ret == -EINVAL || ret == -EOPNOTSUPP) {
+		ksft_print_msg("no MADV_SOFT_OFFLINE\n");
+		return 0;
+	}
 	return ret;
 }
 
@@ -2016,8 +2024,7 @@ TEST_F_TIMEOUT(cow_context_collapse, race_migration, TEST_SECONDS)
 
 	/* Once more in peace. */
 	thp_restore_settings();
-	for (i = 0; i < 50 && call(0, op_advise, a, pages, MADV_COLLAPSE, 0); i++)
-		usleep(2000);
+	OK(advise_patiently(0, a, pages, MADV_COLLAPSE));
 	ASSERT_TRUE(call(0, op_is_huge, a, 0, 0, 0));
 	CHECK(0, a, used, 1);
 	OK(fork_member(0, 1));
