@@ -255,23 +255,7 @@ static inline long cow_context_vma_delta(const struct vm_area_struct *vma)
 
 /* mm/cow_context_remap.c */
 
-/**
- * struct cow_remap_iter - cursor over the records for a range of offsets
- * @first: First anonymous page offset asked for; set by the caller.
- * @last: Last one, inclusive; set by the caller.
- * @remap: The record found.
- * @in_tree: The record is in the tree, not the inline one.
- */
-struct cow_remap_iter {
-	pgoff_t first;
-	pgoff_t last;
-	struct cow_remap remap;
-	bool in_tree;
-	/* private: where to go on */
-	pgoff_t index;
-	unsigned int pos;
-	bool started;
-};
+typedef bool (*cow_remap_fn)(const struct cow_remap *remap, void *arg);
 
 void cow_context_init_remaps(struct cow_context *ctx);
 int cow_context_add_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
@@ -282,8 +266,8 @@ int cow_context_dup_remaps(struct cow_context *ctx, struct cow_context *from);
 void cow_context_free_remaps(struct cow_context *ctx);
 bool cow_context_has_remaps(struct cow_context *ctx, pgoff_t first,
 			    pgoff_t last, long delta);
-bool cow_context_next_remap(struct cow_context *ctx,
-			    struct cow_remap_iter *iter);
+bool cow_context_visit_remaps(struct cow_context *ctx, pgoff_t first,
+			      pgoff_t last, cow_remap_fn fn, void *arg);
 unsigned long cow_context_nr_remaps(struct cow_context *ctx);
 
 /* mm/cow_context_filter.c */
@@ -328,19 +312,18 @@ static inline bool cow_filter_meets(const struct cow_context *ctx,
  * @first: First anonymous page offset of the folio.
  * @last: Last one, inclusive.
  * @ksm: Find VMAs without looking at their origin.
- * @skip: A context whose mm is left out, or NULL.
  * @hugetlb: The folio is a hugetlb folio.
  * @try_lock: End the walk at the first lock that stays contended.
  * @contended: Set if the walk ended because of that.
  * @visit: Called for each VMA under R; false ends the walk. May sleep.
  * @nr_vmas: VMAs visited so far.
  * @nr_overlap: Visits beyond the first in one mm.
+ * @ctx: Where it is; set by the walk.
  */
 struct cow_context_walk {
 	struct cow_context *owner;
 	pgoff_t first;
 	pgoff_t last;
-	struct cow_context *skip;
 	bool ksm;
 	bool hugetlb;
 	bool try_lock;
@@ -349,6 +332,7 @@ struct cow_context_walk {
 		      struct vm_area_struct *vma);
 	unsigned long nr_vmas;
 	unsigned long nr_overlap;
+	struct cow_context *ctx;
 };
 
 typedef bool (*cow_context_tree_fn)(struct cow_context *ctx, void *arg);
@@ -357,11 +341,7 @@ bool cow_context_walk_tree(struct cow_context *top, bool try_lock,
 			   const struct cow_filter *filter,
 			   cow_context_tree_fn fn, void *arg);
 void cow_context_walk(struct cow_context_walk *walk);
-void cow_context_walk_mm(struct cow_context_walk *walk,
-			 struct cow_context *ctx);
-bool cow_context_would_visit(const struct cow_context_walk *walk,
-			     struct cow_context *ctx,
-			     const struct vm_area_struct *vma);
+bool cow_context_walk_mm(struct cow_context *ctx, void *arg);
 
 /* mm/cow_context_validate.c */
 const char *cow_context_check_chain(const struct cow_context *ctx,

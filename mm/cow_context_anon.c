@@ -23,7 +23,7 @@
  * owner, and each holds a reference to its own context and so to all above it,
  * until its PTEs are zapped. So the owner of a mapped folio is alive, and stays
  * for an RCU grace period once the folio was seen mapped. That is how
- * folio_get_owner() gets a reference.
+ * folio_get_anon_rmap() gets a reference.
  *
  * When the folio is not mapped any more its owner may be freed, unless someone
  * took a reference before: the caller of remove_migration_ptes() did, or holds
@@ -191,8 +191,14 @@ void anon_rmap_validate_vma(struct vm_area_struct *vma)
 }
 #endif
 
-/* The owner of a mapped folio, referenced; NULL if it is not mapped. */
-static struct cow_context *folio_get_owner(const struct folio *folio)
+/**
+ * folio_get_anon_rmap() - Pin what an anonymous folio names.
+ * @folio: The folio.
+ *
+ * Context: Any. The caller holds the folio lock.
+ * Return: what to give to anon_rmap_put(), NULL if the folio is not mapped.
+ */
+struct anon_rmap *folio_get_anon_rmap(const struct folio *folio)
 {
 	struct cow_context *owner;
 
@@ -205,19 +211,7 @@ static struct cow_context *folio_get_owner(const struct folio *folio)
 		      !refcount_inc_not_zero(&owner->refs)))
 		owner = NULL;
 	rcu_read_unlock();
-	return owner;
-}
-
-/**
- * folio_get_anon_rmap() - Pin what an anonymous folio names.
- * @folio: The folio.
- *
- * Context: Any. The caller holds the folio lock.
- * Return: what to give to anon_rmap_put(), NULL if the folio is not mapped.
- */
-struct anon_rmap *folio_get_anon_rmap(const struct folio *folio)
-{
-	return to_anon_rmap(folio_get_owner(folio));
+	return to_anon_rmap(owner);
 }
 
 /**
@@ -347,7 +341,7 @@ static bool visit_vma(struct cow_context_walk *walk, struct vm_area_struct *vma)
 void rmap_walk_anon(struct folio *folio, struct rmap_walk_control *rwc,
 		    bool locked)
 {
-	struct cow_context *pinned = NULL;
+	struct anon_rmap *pinned = NULL;
 	struct anon_walk aw = {
 		.walk = {
 			.owner = cow_context_folio_owner(folio),
@@ -365,14 +359,14 @@ void rmap_walk_anon(struct folio *folio, struct rmap_walk_control *rwc,
 	VM_WARN_ON_FOLIO(!folio_test_locked(folio), folio);
 
 	if (rwc->need_mapped) {
-		pinned = folio_get_owner(folio);
+		pinned = folio_get_anon_rmap(folio);
 		if (!pinned)
 			return;
 	}
 	cow_context_walk(&aw.walk);
 	if (aw.walk.contended)
 		rwc->contended = true;
-	cow_context_put(pinned);
+	anon_rmap_put(pinned);
 }
 
 #ifdef CONFIG_KSM
@@ -382,8 +376,9 @@ void rmap_walk_anon(struct folio *folio, struct rmap_walk_control *rwc,
  * @folio: The KSM folio, for @rwc.
  * @rwc: The reverse mapping walk control object.
  *
- * Not only at the address where KSM found it: an mm that is not mergeable keeps
- * what it shares with one that is, and can move it.
+ * All of them, when asked for @ara->mm itself: there is nothing left for when it is
+ * asked for the others. Not only at the address where KSM found it: an mm that is
+ * not mergeable keeps what it shares with one that is, and can move it.
  *
  * Context: The caller holds the folio lock. May sleep.
  * Return: false if the whole walk is over: @rwc says so, or a lock was contended
@@ -392,7 +387,6 @@ void rmap_walk_anon(struct folio *folio, struct rmap_walk_control *rwc,
 bool anon_rmap_walk_addr(const struct anon_rmap_addr *ara, struct folio *folio,
 			 struct rmap_walk_control *rwc)
 {
-	struct cow_context *ctx = ara->mm->cow_context;
 	struct anon_walk aw = {
 		.walk = {
 			.owner = to_cow_context(ara->rmap),
@@ -407,12 +401,9 @@ bool anon_rmap_walk_addr(const struct anon_rmap_addr *ara, struct folio *folio,
 		.more = true,
 	};
 
-	if (ara->others) {
-		aw.walk.skip = ctx;
-		cow_context_walk(&aw.walk);
-	} else {
-		cow_context_walk_mm(&aw.walk, ctx);
-	}
+	if (ara->others)
+		return true;
+	cow_context_walk(&aw.walk);
 	if (aw.walk.contended)
 		rwc->contended = true;
 	return aw.more && !aw.walk.contended;

@@ -278,6 +278,39 @@ static bool is_mapped(struct folio *folio, struct vm_area_struct *vma,
 	return false;
 }
 
+/* A walk that looks for one VMA. */
+struct seek {
+	struct cow_context_walk walk;
+	const struct vm_area_struct *vma;
+	bool found;
+};
+
+static bool seek_visit(struct cow_context_walk *walk,
+		       struct vm_area_struct *vma)
+{
+	struct seek *seek = container_of(walk, struct seek, walk);
+
+	seek->found = vma == seek->vma;
+	return !seek->found;
+}
+
+/* Would the walk visit @vma, once it gets to @ctx? Under R of @ctx. */
+static bool would_visit(const struct cow_context_walk *walk,
+			struct cow_context *ctx, struct vm_area_struct *vma)
+{
+	struct seek seek = { .walk = *walk, .vma = vma };
+	struct cow_filter filter;
+
+	if (!walk->ksm) {
+		cow_filter_folio(&filter, walk->first, walk->last);
+		if (!cow_filter_meets(ctx, walk->owner, &filter))
+			return false;
+	}
+	seek.walk.visit = seek_visit;
+	cow_context_walk_mm(ctx, &seek.walk);
+	return seek.found;
+}
+
 /* Would the walk visit @vma? NULL if so, else why not. Under R of @ctx. */
 static const char *check_visit(struct compare *cmp, struct cow_context *ctx,
 			       struct vm_area_struct *vma)
@@ -299,7 +332,7 @@ static const char *check_visit(struct compare *cmp, struct cow_context *ctx,
 		cow_context_get(cmp->walk.owner);
 		cmp->pinned = cmp->walk.owner;
 	}
-	if (!cow_context_would_visit(&cmp->walk, ctx, vma))
+	if (!would_visit(&cmp->walk, ctx, vma))
 		return "not found in the mm";
 	return NULL;
 }
@@ -391,21 +424,6 @@ static void judge(struct compare *cmp, struct vm_area_struct *vma,
 		cow_context_count(COW_STAT_BENIGN, 1);
 
 	unlock_context(cmp, ctx, reported);
-}
-
-struct seek {
-	struct cow_context_walk walk;
-	const struct vm_area_struct *vma;
-	bool found;
-};
-
-static bool seek_visit(struct cow_context_walk *walk,
-		       struct vm_area_struct *vma)
-{
-	struct seek *seek = container_of(walk, struct seek, walk);
-
-	seek->found = vma == seek->vma;
-	return !seek->found;
 }
 
 /* The walk visited fewer VMAs that map the folio than it should have: which? */

@@ -12,19 +12,11 @@
  *
  * The first record is kept in the context itself: every exec'd mm has exactly
  * one, of its stack, and most never get another. Further ones are in a maple
- * tree, keyed by offset:
+ * tree, keyed by offset. An entry is a set of deltas, immutable and replaced as a
+ * whole. It is counted by the tree ranges that point to it, in any context: fork
+ * shares it.
  *
- *	one delta	a value entry, zigzag-encoded: most deltas are negative
- *	several		a struct cow_remap_set, sorted, immutable, replaced as a
- *			whole; counted by the tree ranges that point to it, in
- *			any context: fork shares it
- *
- * A value entry is one bit short. Offsets keep growing in memory that is grown,
- * moved, and cut at the front again and again, whatever the size of the address
- * space: a delta that does not fit is a set of one.
- *
- * An offset has a given delta in the inline record or in the tree; if in both,
- * the inline record counts and the walk ignores the tree's.
+ * An offset has a given delta in the inline record or in the tree, not in both.
  *
  * What a record must be
  * =====================
@@ -66,18 +58,17 @@
 #include <linux/mm.h>
 #include <linux/refcount.h>
 #include <linux/slab.h>
-#include <linux/xarray.h>
 
 #include "cow_context.h"
 
 #include <trace/events/cow_context.h>
 
 /**
- * struct cow_remap_set - several deltas of one range of offsets
+ * struct cow_remap_set - the deltas of one range of offsets
  * @refs: Tree ranges that point here.
- * @nr: Number of deltas; 1 if it does not fit into a value entry.
+ * @nr: Number of deltas, at least 1.
  * @rcu: Frees the set after a grace period.
- * @delta: The deltas, ascending.
+ * @delta: The deltas, in no order.
  */
 struct cow_remap_set {
 	refcount_t refs;
@@ -86,55 +77,14 @@ struct cow_remap_set {
 	long delta[] __counted_by(nr);
 };
 
-/*
- * Does the zigzag code of @delta fit into a value entry? A bit less than that: the
- * largest value entries are error pointers.
- */
-static bool delta_fits(long delta)
-{
-	return (long)((unsigned long)delta << 2) >> 2 == delta;
-}
-
-static void *delta_to_entry(long delta)
-{
-	return xa_mk_value(((unsigned long)delta << 1) ^
-			   (delta >> (BITS_PER_LONG - 1)));
-}
-
-static long entry_to_delta(const void *entry)
-{
-	const unsigned long value = xa_to_value(entry);
-
-	return (long)(value >> 1) ^ -(long)(value & 1);
-}
-
-static unsigned int entry_nr(const void *entry)
-{
-	if (!entry)
-		return 0;
-	return xa_is_value(entry) ? 1 : ((struct cow_remap_set *)entry)->nr;
-}
-
-static long entry_delta(const void *entry, unsigned int i)
-{
-	if (xa_is_value(entry))
-		return entry_to_delta(entry);
-	return ((struct cow_remap_set *)entry)->delta[i];
-}
-
-static bool entry_has(const void *entry, long delta)
+static bool set_has(const struct cow_remap_set *set, long delta)
 {
 	unsigned int i;
 
-	for (i = 0; i < entry_nr(entry); i++)
-		if (entry_delta(entry, i) == delta)
+	for (i = 0; set && i < set->nr; i++)
+		if (set->delta[i] == delta)
 			return true;
 	return false;
-}
-
-static struct cow_remap_set *entry_set(void *entry)
-{
-	return entry && !xa_is_value(entry) ? entry : NULL;
 }
 
 static void set_put(struct cow_remap_set *set)
@@ -143,117 +93,71 @@ static void set_put(struct cow_remap_set *set)
 		kvfree_rcu(set, rcu);
 }
 
-/* @entry and also @delta. Returns an ERR_PTR if there is no memory. */
-static void *entry_with(const void *entry, long delta)
+/*
+ * @old, or nothing, and also @delta (@add); or what @old has but @delta, NULL if
+ * that is nothing. An ERR_PTR if there is no memory.
+ */
+static struct cow_remap_set *set_change(const struct cow_remap_set *old,
+					long delta, bool add)
 {
-	const unsigned int nr = entry_nr(entry);
+	const unsigned int nr_old = old ? old->nr : 0;
+	const unsigned int nr = add ? nr_old + 1 : nr_old - 1;
 	struct cow_remap_set *set;
 	unsigned int i, j = 0;
 
-	if (!nr && delta_fits(delta))
-		return delta_to_entry(delta);
-
-	set = kvmalloc(struct_size(set, delta, nr + 1), GFP_KERNEL_ACCOUNT);
-	if (!set)
-		return ERR_PTR(-ENOMEM);
-	refcount_set(&set->refs, 1);
-	set->nr = nr + 1;
-	for (i = 0; i < nr && entry_delta(entry, i) < delta; i++)
-		set->delta[j++] = entry_delta(entry, i);
-	set->delta[j++] = delta;
-	for (; i < nr; i++)
-		set->delta[j++] = entry_delta(entry, i);
-	return set;
-}
-
-/* @entry, which has @delta, without it. */
-static void *entry_without(const void *entry, long delta)
-{
-	const unsigned int nr = entry_nr(entry);
-	struct cow_remap_set *set;
-	unsigned int i, j = 0;
-
-	if (nr == 1)
+	if (!nr)
 		return NULL;
-	if (nr == 2) {
-		const long other = entry_delta(entry, entry_delta(entry, 0) == delta);
-
-		if (delta_fits(other))
-			return delta_to_entry(other);
-	}
-
-	set = kvmalloc(struct_size(set, delta, nr - 1), GFP_KERNEL_ACCOUNT);
+	set = kvmalloc(struct_size(set, delta, nr), GFP_KERNEL_ACCOUNT);
 	if (!set)
 		return ERR_PTR(-ENOMEM);
 	refcount_set(&set->refs, 1);
-	set->nr = nr - 1;
-	for (i = 0; i < nr; i++)
-		if (entry_delta(entry, i) != delta)
-			set->delta[j++] = entry_delta(entry, i);
+	set->nr = nr;
+	for (i = 0; i < nr_old; i++)
+		if (old->delta[i] != delta)
+			set->delta[j++] = old->delta[i];
+	if (add)
+		set->delta[j] = delta;
 	return set;
 }
 
 /*
- * Store @new over [@first, @last], a part of the range at @mas, which holds
- * @old. What is left of that range, up to two pieces, still points to @old.
+ * Add (@add) or remove @delta over [@first, @last] of the tree. What is left of
+ * a range that is changed in part, up to two pieces, still points to its old set.
  */
-static int entry_replace(struct cow_context *ctx, struct ma_state *mas,
-			 pgoff_t first, pgoff_t last, void *old, void *new)
-{
-	struct cow_remap_set *old_set = entry_set(old);
-	const int rest = (mas->index < first) + (mas->last > last);
-	int err;
-
-	mas_set_range(mas, first, last);
-	err = mas_preallocate(mas, new, GFP_KERNEL_ACCOUNT);
-	if (err) {
-		set_put(entry_set(new));
-		return err;
-	}
-
-	down_write(&ctx->rwsem);
-	if (old_set && rest == 2)
-		refcount_inc(&old_set->refs);
-	mas_store_prealloc(mas, new);
-	up_write(&ctx->rwsem);
-
-	if (old_set && rest == 0)
-		set_put(old_set);
-	return 0;
-}
-
-/* Add (@add) or remove @delta over [@first, @last] of the tree. */
 static int tree_change(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 		       long delta, bool add)
 {
 	MA_STATE(mas, &ctx->remaps, first, first);
-	pgoff_t index = first;
 
 	for (;;) {
-		pgoff_t from, to;
-		void *old, *new;
-		int err;
-
-		mas_set(&mas, index);
-		rcu_read_lock();
 		/* Also sets the range of a gap. */
-		old = mas_walk(&mas);
-		rcu_read_unlock();
+		struct cow_remap_set *old = mas_walk(&mas), *new;
+		const pgoff_t to = min(last, mas.last);
 
-		from = max(first, mas.index);
-		to = min(last, mas.last);
-		if (entry_has(old, delta) != add) {
-			new = add ? entry_with(old, delta) :
-				    entry_without(old, delta);
+		if (set_has(old, delta) != add) {
+			const pgoff_t from = max(first, mas.index);
+			const int rest = (mas.index < from) + (mas.last > to);
+
+			new = set_change(old, delta, add);
 			if (IS_ERR(new))
 				return PTR_ERR(new);
-			err = entry_replace(ctx, &mas, from, to, old, new);
-			if (err)
-				return err;
+			mas_set_range(&mas, from, to);
+			if (mas_preallocate(&mas, new, GFP_KERNEL_ACCOUNT)) {
+				set_put(new);
+				return -ENOMEM;
+			}
+
+			down_write(&ctx->rwsem);
+			if (old && rest == 2)
+				refcount_inc(&old->refs);
+			mas_store_prealloc(&mas, new);
+			up_write(&ctx->rwsem);
+			if (!rest)
+				set_put(old);
 		}
-		if (to >= last)
+		if (to == last)
 			return 0;
-		index = to + 1;
+		mas_set(&mas, to + 1);
 	}
 }
 
@@ -286,6 +190,7 @@ int cow_context_add_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 			  long delta)
 {
 	struct cow_remap *remap = &ctx->remap;
+	bool is_new;
 	int err;
 
 	VM_WARN_ON_ONCE(!delta || first > last);
@@ -293,27 +198,25 @@ int cow_context_add_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 	trace_cow_context_remap_add(ctx, first, last, delta);
 	cow_context_count(COW_STAT_REMAPS_ADDED, 1);
 
-	if (!remap->delta) {
-		down_write(&ctx->rwsem);
-		WRITE_ONCE(remap->first, first);
-		WRITE_ONCE(remap->last, last);
-		WRITE_ONCE(remap->delta, delta);
-		up_write(&ctx->rwsem);
-		return 0;
-	}
-	if (remap->delta == delta &&
-	    first <= remap->last + 1 && remap->first <= last + 1) {
-		down_write(&ctx->rwsem);
-		WRITE_ONCE(remap->first, min(remap->first, first));
-		WRITE_ONCE(remap->last, max(remap->last, last));
-		up_write(&ctx->rwsem);
-		return 0;
+	is_new = !remap->delta;
+	if (!is_new && (remap->delta != delta || first > remap->last + 1 ||
+			remap->first > last + 1)) {
+		err = tree_change(ctx, first, last, delta, /* add = */ true);
+		if (err)
+			cow_context_del_remap(ctx, first, last, delta);
+		return err;
 	}
 
-	err = tree_change(ctx, first, last, delta, /* add = */ true);
+	/* What is stale there is not to be in both. */
+	err = tree_change(ctx, first, last, delta, /* add = */ false);
 	if (err)
-		cow_context_del_remap(ctx, first, last, delta);
-	return err;
+		return err;
+	down_write(&ctx->rwsem);
+	WRITE_ONCE(remap->first, is_new ? first : min(remap->first, first));
+	WRITE_ONCE(remap->last, is_new ? last : max(remap->last, last));
+	WRITE_ONCE(remap->delta, delta);
+	up_write(&ctx->rwsem);
+	return 0;
 }
 
 /**
@@ -349,8 +252,7 @@ void cow_context_del_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 		up_write(&ctx->rwsem);
 	}
 
-	if (!mtree_empty(&ctx->remaps) &&
-	    tree_change(ctx, first, last, delta, /* add = */ false))
+	if (tree_change(ctx, first, last, delta, /* add = */ false))
 		cow_context_count(COW_STAT_REMAPS_KEPT, 1);
 }
 
@@ -368,20 +270,14 @@ void cow_context_del_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 int cow_context_dup_remaps(struct cow_context *ctx, struct cow_context *from)
 {
 	MA_STATE(mas, &ctx->remaps, 0, 0);
-	void *entry;
+	struct cow_remap_set *set;
 	int err;
 
-	if (!mtree_empty(&from->remaps)) {
-		err = __mt_dup(&from->remaps, &ctx->remaps, GFP_KERNEL_ACCOUNT);
-		if (err)
-			return err;
-		rcu_read_lock();
-		mas_for_each(&mas, entry, ULONG_MAX) {
-			if (entry_set(entry))
-				refcount_inc(&entry_set(entry)->refs);
-		}
-		rcu_read_unlock();
-	}
+	err = __mt_dup(&from->remaps, &ctx->remaps, GFP_KERNEL_ACCOUNT);
+	if (err)
+		return err;
+	mas_for_each(&mas, set, ULONG_MAX)
+		refcount_inc(&set->refs);
 	ctx->remap = from->remap;
 	return 0;
 }
@@ -395,16 +291,11 @@ int cow_context_dup_remaps(struct cow_context *ctx, struct cow_context *from)
 void cow_context_free_remaps(struct cow_context *ctx)
 {
 	MA_STATE(mas, &ctx->remaps, 0, 0);
-	void *entry;
+	struct cow_remap_set *set;
 
 	ctx->remap.delta = 0;
-	if (mtree_empty(&ctx->remaps))
-		return;
-
-	rcu_read_lock();
-	mas_for_each(&mas, entry, ULONG_MAX)
-		set_put(entry_set(entry));
-	rcu_read_unlock();
+	mas_for_each(&mas, set, ULONG_MAX)
+		set_put(set);
 	__mt_destroy(&ctx->remaps);
 }
 
@@ -434,7 +325,7 @@ bool cow_context_has_remaps(struct cow_context *ctx, pgoff_t first,
 
 			mas_set(&mas, index);
 			rcu_read_lock();
-			has = entry_has(mas_walk(&mas), delta);
+			has = set_has(mas_walk(&mas), delta);
 			rcu_read_unlock();
 			if (!has)
 				return false;
@@ -447,55 +338,39 @@ bool cow_context_has_remaps(struct cow_context *ctx, pgoff_t first,
 }
 
 /**
- * cow_context_next_remap - find the records for a range of offsets, one by one
+ * cow_context_visit_remaps - look at the records for a range of offsets
  * @ctx: The context.
- * @iter: Zeroed but for the range asked for.
+ * @first: First anonymous page offset.
+ * @last: Last one, inclusive.
+ * @fn: Called once for each (range of offsets, delta) that has one of them. May
+ *	sleep: no record changes under R. false ends it.
+ * @arg: For @fn.
  *
- * Each (range of offsets, delta) is returned once: the inline record first,
- * then the tree's by offset and delta. The caller may sleep in between: no
- * record changes under R, so a range and a position in it say where to go on.
- *
- * Context: R. Does not sleep.
- * Return: true if there is one more, in @iter->remap.
+ * Context: R, or a context that does not change.
+ * Return: false if @fn ended it.
  */
-bool cow_context_next_remap(struct cow_context *ctx,
-			    struct cow_remap_iter *iter)
+bool cow_context_visit_remaps(struct cow_context *ctx, pgoff_t first,
+			      pgoff_t last, cow_remap_fn fn, void *arg)
 {
-	struct cow_remap *remap = &iter->remap;
-	void *entry;
+	MA_STATE(mas, &ctx->remaps, first, first);
+	const struct cow_remap *remap = &ctx->remap;
+	const struct cow_remap_set *set;
+	unsigned int i;
 
-	if (!iter->started) {
-		iter->started = true;
-		iter->index = iter->first;
-		if (ctx->remap.delta && ctx->remap.first <= iter->last &&
-		    ctx->remap.last >= iter->first) {
-			*remap = ctx->remap;
-			iter->in_tree = false;
-			return true;
-		}
-	}
-	if (mtree_empty(&ctx->remaps))
+	if (remap->delta && remap->first <= last && remap->last >= first &&
+	    !fn(remap, arg))
 		return false;
+	mas_for_each(&mas, set, last) {
+		for (i = 0; i < set->nr; i++) {
+			const struct cow_remap found = {
+				mas.index, mas.last, set->delta[i],
+			};
 
-	MA_STATE(mas, &ctx->remaps, iter->index, iter->index);
-
-	iter->in_tree = true;
-	rcu_read_lock();
-	mas_for_each(&mas, entry, iter->last) {
-		/* The range that was being read is exhausted. */
-		if (mas.index > iter->index) {
-			iter->index = mas.index;
-			iter->pos = 0;
-		}
-		if (iter->pos < entry_nr(entry)) {
-			remap->first = mas.index;
-			remap->last = mas.last;
-			remap->delta = entry_delta(entry, iter->pos++);
-			break;
+			if (!fn(&found, arg))
+				return false;
 		}
 	}
-	rcu_read_unlock();
-	return entry;
+	return true;
 }
 
 /**
@@ -509,13 +384,11 @@ unsigned long cow_context_nr_remaps(struct cow_context *ctx)
 {
 	MA_STATE(mas, &ctx->remaps, 0, 0);
 	unsigned long nr = READ_ONCE(ctx->remap.delta) != 0;
-	void *entry;
+	const struct cow_remap_set *set;
 
-	if (mtree_empty(&ctx->remaps))
-		return nr;
 	rcu_read_lock();
-	mas_for_each(&mas, entry, ULONG_MAX)
-		nr += entry_nr(entry);
+	mas_for_each(&mas, set, ULONG_MAX)
+		nr += set->nr;
 	rcu_read_unlock();
 	return nr;
 }

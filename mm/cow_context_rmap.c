@@ -14,7 +14,7 @@
  * - in one mm, over the places where the offsets can be: at their own
  *   addresses, and where the context's records say. Each place is looked up in
  *   mm_mt and among the VMAs of the munmap in flight
- *   (cow_context_next_vma()).
+ *   (cow_context_walk_mm()).
  *
  * A VMA that is found is visited if it belongs to this mm (a half-forked
  * child's mm_mt still holds its parent's), if it has an origin that encloses
@@ -61,63 +61,12 @@
  */
 #define LAST_PAGE	((ULONG_MAX >> PAGE_SHIFT) - 1)
 
-/**
- * struct cow_vma_iter - cursor over the VMAs of one mm that a walk visits
- * @walk: The walk.
- * @ctx: The context, R held.
- * @remaps: Cursor over the records; @remaps.remap is the place looked at, with
- *	delta 0 for the offsets' own addresses.
- * @addr: Where to go on at this place.
- * @end: End of this place, exclusive; @addr == @end if it is done.
- * @unmapping: This place was searched in mm_mt, now in ctx->unmapping.
- */
-struct cow_vma_iter {
-	const struct cow_context_walk *walk;
-	struct cow_context *ctx;
-	struct cow_remap_iter remaps;
-	unsigned long addr;
-	unsigned long end;
-	bool unmapping;
-};
-
-static struct cow_vma_iter cow_vma_iter(const struct cow_context_walk *walk,
-					struct cow_context *ctx)
+/* The first VMA of the munmap in flight that ends behind @addr, if below @end. */
+static struct vm_area_struct *find_unmapping(const struct cow_context *ctx,
+					     unsigned long addr,
+					     unsigned long end)
 {
-	return (struct cow_vma_iter) {
-		.walk = walk,
-		.ctx = ctx,
-		.remaps = {
-			.first = walk->first,
-			.last = walk->last,
-			.remap = { .last = ULONG_MAX },
-		},
-	};
-}
-
-/* Set @it to the addresses of the place in @it->remaps.remap. */
-static void set_place(struct cow_vma_iter *it)
-{
-	const struct cow_context_walk *walk = it->walk;
-	const struct cow_remap *remap = &it->remaps.remap;
-	pgoff_t first, last;
-
-	it->unmapping = false;
-	first = max(walk->first, remap->first) + remap->delta;
-	last = min(walk->last, remap->last) + remap->delta;
-	it->addr = 0;
-	it->end = 0;
-	/* An offset can lie beyond the address space, if its VMA was moved. */
-	if (first > last || first > LAST_PAGE)
-		return;
-	last = min(last, LAST_PAGE);
-	it->addr = first << PAGE_SHIFT;
-	it->end = (last + 1) << PAGE_SHIFT;
-}
-
-/* The first VMA of the munmap in flight that ends behind @it->addr. */
-static struct vm_area_struct *find_unmapping(struct cow_vma_iter *it)
-{
-	const struct cow_unmapping *unmapping = &it->ctx->unmapping;
+	const struct cow_unmapping *unmapping = &ctx->unmapping;
 	unsigned long low = 0, high = unmapping->nr;
 	struct vm_area_struct *vma, *found = NULL;
 
@@ -126,23 +75,25 @@ static struct vm_area_struct *find_unmapping(struct cow_vma_iter *it)
 		MA_STATE(mas, unmapping->tree, mid, mid);
 
 		vma = mas_walk(&mas);
-		if (vma->vm_end > it->addr) {
+		if (vma->vm_end > addr) {
 			found = vma;
 			high = mid;
 		} else {
 			low = mid + 1;
 		}
 	}
-	return found && found->vm_start < it->end ? found : NULL;
+	return found && found->vm_start < end ? found : NULL;
 }
 
-static struct vm_area_struct *find_attached(struct cow_vma_iter *it)
+static struct vm_area_struct *find_attached(const struct cow_context *ctx,
+					    unsigned long addr,
+					    unsigned long end)
 {
-	struct maple_tree *mt = &it->ctx->mm->mm_mt;
-	MA_STATE(mas, mt, it->addr, it->addr);
+	struct maple_tree *mt = &ctx->mm->mm_mt;
+	MA_STATE(mas, mt, addr, addr);
 
 	VM_WARN_ON_ONCE(!mt_in_rcu(mt));
-	return mas_find(&mas, it->end - 1);
+	return mas_find(&mas, end - 1);
 }
 
 /* Can @vma map what is looked for, @delta pages from its offset? */
@@ -168,64 +119,58 @@ static bool is_candidate(const struct cow_context_walk *walk,
 		is_vm_hugetlb_page(vma) == walk->hugetlb;
 }
 
-static bool is_wanted(const struct cow_vma_iter *it,
-		      const struct vm_area_struct *vma)
+static bool visit(struct cow_context_walk *walk, struct vm_area_struct *vma)
 {
-	const struct cow_context_walk *walk = it->walk;
-	const struct cow_remap *remap = &it->remaps.remap;
-	const struct cow_remap *first_remap = &it->ctx->remap;
-	pgoff_t first;
-
-	if (!is_candidate(walk, it->ctx, vma, remap->delta))
-		return false;
-
-	/* Once: from the record with the first offset that both have. */
-	first = max(walk->first, vma_start_anon_pgoff(vma));
-	if (first < remap->first || first > remap->last)
-		return false;
-	return !it->remaps.in_tree || remap->delta != first_remap->delta ||
-		first < first_remap->first || first > first_remap->last;
+	walk->nr_vmas++;
+	return !walk->visit || walk->visit(walk, vma);
 }
 
 /*
- * The next VMA of the mm that the walk must visit, or NULL.
- *
- * Context: R, held since the iterator was set up. May sleep, and so may the
- * caller between two calls.
+ * Visit the VMAs of @walk->ctx that have the offsets where @remap says, which has
+ * one of them: those in mm_mt, or (@unmapping) of the munmap in flight.
  */
-static struct vm_area_struct *cow_context_next_vma(struct cow_vma_iter *it)
+static bool walk_place(struct cow_context_walk *walk,
+		       const struct cow_remap *remap, bool unmapping)
 {
-	struct vm_area_struct *vma;
+	const struct cow_context *ctx = walk->ctx;
+	const pgoff_t first = max(walk->first, remap->first) + remap->delta;
+	const pgoff_t last = min(walk->last, remap->last) + remap->delta;
+	const unsigned long end = (min(last, LAST_PAGE) + 1) << PAGE_SHIFT;
+	unsigned long addr;
 
-	if (!it->end)
-		set_place(it);
+	/* An offset can lie beyond the address space, if its VMA was moved. */
+	if (first > LAST_PAGE)
+		return true;
+	for (addr = first << PAGE_SHIFT; addr < end; ) {
+		struct vm_area_struct *vma;
+		bool wanted = false;
+		pgoff_t pgoff;
 
-	for (;;) {
-		while (it->addr < it->end) {
-			bool wanted;
-
-			/* There can be more places than VMAs. */
-			cond_resched();
-			rcu_read_lock();
-			vma = it->unmapping ? find_unmapping(it) :
-					      find_attached(it);
-			wanted = vma && is_wanted(it, vma);
-			/* mm_mt may give a VMA of the parent: read it here. */
-			it->addr = vma ? min(vma->vm_end, it->end) : it->end;
-			rcu_read_unlock();
-			if (wanted)
-				return vma;
+		/* There can be more places than VMAs. */
+		cond_resched();
+		rcu_read_lock();
+		vma = unmapping ? find_unmapping(ctx, addr, end) :
+				  find_attached(ctx, addr, end);
+		if (vma && is_candidate(walk, ctx, vma, remap->delta)) {
+			/* Once: from the record of the first offset both have. */
+			pgoff = max(walk->first, vma_start_anon_pgoff(vma));
+			wanted = pgoff >= remap->first && pgoff <= remap->last;
 		}
-
-		if (!it->unmapping && it->ctx->unmapping.nr) {
-			set_place(it);
-			it->unmapping = true;
-			continue;
-		}
-		if (!cow_context_next_remap(it->ctx, &it->remaps))
-			return NULL;
-		set_place(it);
+		/* mm_mt may give a VMA of the parent: read it here. */
+		addr = vma ? vma->vm_end : end;
+		rcu_read_unlock();
+		if (wanted && !visit(walk, vma))
+			return false;
 	}
+	return true;
+}
+
+static bool walk_remap(const struct cow_remap *remap, void *arg)
+{
+	struct cow_context_walk *walk = arg;
+
+	return walk_place(walk, remap, false) &&
+		(!walk->ctx->unmapping.nr || walk_place(walk, remap, true));
 }
 
 /*
@@ -245,7 +190,7 @@ static bool is_at_one_place(const struct cow_context_walk *walk,
 }
 
 /*
- * What cow_context_next_vma() would find there, and nothing after it. Walks come
+ * What walk_remap() would find there, and nothing after it. Walks come
  * for one page after the other of a VMA, so the last one found is asked first: no
  * VMA of this mm leaves mm_mt or changes its range without cow_context_lock(),
  * which forgets it. VMAs of the parent, in a half-forked child's mm_mt, do; they
@@ -391,36 +336,37 @@ next:
 	return true;
 }
 
-static bool walk_places(struct cow_context_walk *walk, struct cow_context *ctx)
+/**
+ * cow_context_walk_mm - visit the VMAs of one mm that may map a folio
+ * @ctx: The context of the mm.
+ * @arg: The walk, a struct cow_context_walk.
+ *
+ * Context: R of @ctx, which has an mm. May sleep.
+ * Return: false if the walk is over.
+ */
+bool cow_context_walk_mm(struct cow_context *ctx, void *arg)
 {
-	struct cow_vma_iter it = cow_vma_iter(walk, ctx);
-	const unsigned long nr_before = walk->nr_vmas;
-	struct vm_area_struct *vma;
-
-	while ((vma = cow_context_next_vma(&it))) {
-		if (walk->nr_vmas++ != nr_before)
-			walk->nr_overlap++;
-		if (walk->visit && !walk->visit(walk, vma))
-			return false;
-	}
-	return true;
-}
-
-static bool walk_mm(struct cow_context *ctx, void *arg)
-{
+	static const struct cow_remap in_place = { .last = ULONG_MAX };
 	struct cow_context_walk *walk = arg;
+	const unsigned long nr = walk->nr_vmas;
 	struct vm_area_struct *vma;
+	bool go_on;
 
-	if (ctx == walk->skip)
-		return true;
-	if (!is_at_one_place(walk, ctx))
-		return walk_places(walk, ctx);
-	vma = find_at_one_place(walk, ctx);
-	if (!vma)
-		return true;
-	cond_resched();
-	walk->nr_vmas++;
-	return !walk->visit || walk->visit(walk, vma);
+	if (is_at_one_place(walk, ctx)) {
+		vma = find_at_one_place(walk, ctx);
+		if (!vma)
+			return true;
+		cond_resched();
+		return visit(walk, vma);
+	}
+
+	walk->ctx = ctx;
+	go_on = walk_remap(&in_place, walk) &&
+		cow_context_visit_remaps(ctx, walk->first, walk->last,
+					 walk_remap, walk);
+	if (walk->nr_vmas > nr + 1)
+		walk->nr_overlap += walk->nr_vmas - nr - 1;
+	return go_on;
 }
 
 /**
@@ -445,63 +391,9 @@ void cow_context_walk(struct cow_context_walk *walk)
 	if (!unfiltered)
 		cow_filter_folio(&filter, walk->first, walk->last);
 	if (!cow_context_walk_tree(owner, walk->try_lock,
-				   unfiltered ? NULL : &filter, walk_mm, walk))
+				   unfiltered ? NULL : &filter,
+				   cow_context_walk_mm, walk))
 		walk->contended = true;
 	trace_cow_context_walk(owner, walk->first, walk->nr_vmas,
 			       walk->contended);
-}
-
-/**
- * cow_context_walk_mm - visit the VMAs of one mm only
- * @walk: What to look for, and what to do.
- * @ctx: The context of the mm; the caller keeps it.
- *
- * Context: As cow_context_walk().
- */
-void cow_context_walk_mm(struct cow_context_walk *walk, struct cow_context *ctx)
-{
-	if (!lock_soon(ctx)) {
-		if (walk->try_lock) {
-			walk->contended = true;
-			return;
-		}
-		down_read(&ctx->rwsem);
-	}
-	if (ctx->mm)
-		walk_mm(ctx, walk);
-	up_read(&ctx->rwsem);
-}
-
-/**
- * cow_context_would_visit - would a walk visit this VMA in its mm?
- * @walk: The walk.
- * @ctx: The context of the VMA's mm.
- * @vma: The VMA.
- *
- * Uses what the walk uses.
- *
- * Context: R of @ctx.
- * Return: true if it would, once it gets to @ctx.
- */
-bool cow_context_would_visit(const struct cow_context_walk *walk,
-			     struct cow_context *ctx,
-			     const struct vm_area_struct *vma)
-{
-	struct cow_vma_iter it = cow_vma_iter(walk, ctx);
-	const struct vm_area_struct *found;
-	struct cow_filter filter;
-
-	if (!ctx->mm)
-		return false;
-	if (!walk->ksm) {
-		cow_filter_folio(&filter, walk->first, walk->last);
-		if (!cow_filter_meets(ctx, walk->owner, &filter))
-			return false;
-	}
-	if (is_at_one_place(walk, ctx))
-		return find_at_one_place(walk, ctx) == vma;
-	while ((found = cow_context_next_vma(&it)))
-		if (found == vma)
-			return true;
-	return false;
 }
