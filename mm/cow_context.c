@@ -480,8 +480,8 @@ void cow_context_hide(struct unmap_desc *unmap)
  * needed costs a lookup in a walk and can do no harm.
  *
  * Context: mmap_lock held for write, W not held. May sleep.
- * Return: 0, or -ENOMEM. Then there is no record of it, unless there was no memory
- * to take back a part of one either.
+ * Return: 0, or -ENOMEM, also if the offsets wrap. Then there is no record of it,
+ * unless there was no memory to take back a part of one either.
  */
 int cow_context_move_vma(struct vm_area_struct *vma, pgoff_t first,
 			 unsigned long nr_pages, unsigned long addr)
@@ -491,6 +491,12 @@ int cow_context_move_vma(struct vm_area_struct *vma, pgoff_t first,
 	mmap_assert_write_locked(vma->vm_mm);
 	if (!nr_pages)
 		return 0;
+	/*
+	 * That takes a file's private pages that are grown, moved and cut at the
+	 * front for hours. Other offsets are the file's, too: mremap() asks.
+	 */
+	if (first + nr_pages < first)
+		return -ENOMEM;
 	cow_filter_add_range(vma, first, first + nr_pages - 1);
 	if (!delta)
 		return 0;

@@ -301,12 +301,14 @@ bool folio_anon_may_map(const struct folio *folio,
  * @folio: The folio, for the callbacks.
  * @rwc: The callbacks.
  * @more: They did not say that it is enough.
+ * @item: For KSM: where it found the page.
  */
 struct anon_walk {
 	struct cow_context_walk walk;
 	struct folio *folio;
 	struct rmap_walk_control *rwc;
 	bool more;
+	struct cow_context *item;
 };
 
 static bool visit_vma(struct cow_context_walk *walk, struct vm_area_struct *vma)
@@ -370,15 +372,31 @@ void rmap_walk_anon(struct folio *folio, struct rmap_walk_control *rwc,
 }
 
 #ifdef CONFIG_KSM
+static bool walk_item(struct cow_context *ctx, void *arg)
+{
+	struct anon_walk *aw = arg;
+
+	/* The context that the walk began with, or that one is dead. */
+	if (ctx == aw->item)
+		cow_context_walk_mm(ctx, &aw->walk);
+	return false;
+}
+
+static bool walk_others(struct cow_context *ctx, void *arg)
+{
+	struct anon_walk *aw = arg;
+
+	return ctx == aw->item || cow_context_walk_mm(ctx, &aw->walk);
+}
+
 /**
  * anon_rmap_walk_addr() - Visit the VMAs which may map a KSM folio.
  * @ara: Where the folio was merged and which mms to look into.
  * @folio: The KSM folio, for @rwc.
  * @rwc: The reverse mapping walk control object.
  *
- * All of them, when asked for @ara->mm itself: there is nothing left for when it is
- * asked for the others. Not only at the address where KSM found it: an mm that is
- * not mergeable keeps what it shares with one that is, and can move it.
+ * Not only at the address where KSM found it: an mm that is not mergeable keeps
+ * what it shares with one that is, and can move it.
  *
  * Context: The caller holds the folio lock. May sleep.
  * Return: false if the whole walk is over: @rwc says so, or a lock was contended
@@ -387,25 +405,27 @@ void rmap_walk_anon(struct folio *folio, struct rmap_walk_control *rwc,
 bool anon_rmap_walk_addr(const struct anon_rmap_addr *ara, struct folio *folio,
 			 struct rmap_walk_control *rwc)
 {
+	struct cow_context *ctx = ara->mm->cow_context;
+	struct cow_context *owner = to_cow_context(ara->rmap);
 	struct anon_walk aw = {
 		.walk = {
-			.owner = to_cow_context(ara->rmap),
+			.owner = owner,
 			.first = ara->index,
 			.last = ara->index,
 			.ksm = true,
-			.try_lock = rwc->try_lock,
 			.visit = visit_vma,
 		},
 		.folio = folio,
 		.rwc = rwc,
 		.more = true,
+		.item = ctx,
 	};
 
-	if (ara->others)
-		return true;
-	cow_context_walk(&aw.walk);
-	if (aw.walk.contended)
+	if (!cow_context_walk_tree(ara->others ? owner : ctx, rwc->try_lock, NULL,
+				   ara->others ? walk_others : walk_item, &aw)) {
 		rwc->contended = true;
-	return aw.more && !aw.walk.contended;
+		return false;
+	}
+	return aw.more;
 }
 #endif /* CONFIG_KSM */

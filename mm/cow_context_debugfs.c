@@ -85,19 +85,20 @@ static struct cow_context *family_first(struct cow_context *root)
 
 static void show_context(struct seq_file *m, struct cow_context *ctx)
 {
-	seq_printf(m, "%*s%p depth %u%s refs %u remaps %lu", 2 * ctx->depth, "",
-		   ctx, ctx->depth, ctx->owner == ctx ? "" : " shares",
-		   refcount_read(&ctx->refs), cow_context_nr_remaps(ctx));
+	seq_printf(m, "%*s%p depth %u%s refs %u", 2 * ctx->depth, "", ctx,
+		   ctx->depth, ctx->owner == ctx ? "" : " shares",
+		   refcount_read(&ctx->refs));
 
 	if (!READ_ONCE(ctx->mm)) {
 		seq_puts(m, " dead\n");
 		return;
 	}
-	/* The mm_struct is there as long as R is held and @mm is set. */
+	/* The mm_struct and the records are there while R is held and @mm is set. */
 	if (down_read_trylock(&ctx->rwsem)) {
 		if (ctx->mm)
-			seq_printf(m, " mm %p vmas %d unmapping %lu",
+			seq_printf(m, " mm %p vmas %d remaps %lu unmapping %lu",
 				   ctx->mm, ctx->mm->map_count,
+				   cow_context_nr_remaps(ctx),
 				   ctx->unmapping.nr);
 		up_read(&ctx->rwsem);
 	} else {

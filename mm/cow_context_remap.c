@@ -131,7 +131,8 @@ static int tree_change(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 
 	for (;;) {
 		/* Also sets the range of a gap. */
-		struct cow_remap_set *old = mas_walk(&mas), *new;
+		struct cow_remap_set *old = mas_walk(&mas);
+		struct cow_remap_set *new;
 		const pgoff_t to = min(last, mas.last);
 
 		if (set_has(old, delta) != add) {
@@ -377,18 +378,16 @@ bool cow_context_visit_remaps(struct cow_context *ctx, pgoff_t first,
  * cow_context_nr_remaps - count the records
  * @ctx: The context.
  *
- * Context: RCU, or a context that does not change. For people and tests.
+ * Context: R, or a context that does not change. For people and tests.
  * Return: Number of (range, delta) pairs recorded.
  */
 unsigned long cow_context_nr_remaps(struct cow_context *ctx)
 {
 	MA_STATE(mas, &ctx->remaps, 0, 0);
-	unsigned long nr = READ_ONCE(ctx->remap.delta) != 0;
+	unsigned long nr = ctx->remap.delta != 0;
 	const struct cow_remap_set *set;
 
-	rcu_read_lock();
 	mas_for_each(&mas, set, ULONG_MAX)
 		nr += set->nr;
-	rcu_read_unlock();
 	return nr;
 }

@@ -98,13 +98,12 @@ static struct vm_area_struct *find_attached(const struct cow_context *ctx,
 
 /* Can @vma map what is looked for, @delta pages from its offset? */
 static bool is_candidate(const struct cow_context_walk *walk,
-			 const struct cow_context *ctx,
 			 const struct vm_area_struct *vma, long delta)
 {
 	const struct cow_context *origin;
 
 	/* A half-forked child's mm_mt holds its parent's VMAs. */
-	if (vma->vm_mm != ctx->mm)
+	if (vma->vm_mm != walk->ctx->mm)
 		return false;
 	/*
 	 * Unfaulted, or hidden. mremap(MREMAP_DONTUNMAP) changes the offset of one
@@ -151,7 +150,7 @@ static bool walk_place(struct cow_context_walk *walk,
 		rcu_read_lock();
 		vma = unmapping ? find_unmapping(ctx, addr, end) :
 				  find_attached(ctx, addr, end);
-		if (vma && is_candidate(walk, ctx, vma, remap->delta)) {
+		if (vma && is_candidate(walk, vma, remap->delta)) {
 			/* Once: from the record of the first offset both have. */
 			pgoff = max(walk->first, vma_start_anon_pgoff(vma));
 			wanted = pgoff >= remap->first && pgoff <= remap->last;
@@ -177,14 +176,12 @@ static bool walk_remap(const struct cow_remap *remap, void *arg)
  * Is there but one address of this mm to look at? So it is unless the offsets
  * are several, were moved, or a munmap is in flight.
  */
-static bool is_at_one_place(const struct cow_context_walk *walk,
-			    const struct cow_context *ctx)
+static bool is_at_one_place(const struct cow_context_walk *walk)
 {
+	const struct cow_context *ctx = walk->ctx;
 	const struct cow_remap *remap = &ctx->remap;
 
-	if (ctx->unmapping.nr)
-		return false;
-	return walk->first == walk->last && mtree_empty(&ctx->remaps) &&
+	return !ctx->unmapping.nr && walk->first == walk->last && mtree_empty(&ctx->remaps) &&
 		(!remap->delta || walk->first < remap->first ||
 		 walk->first > remap->last);
 }
@@ -196,9 +193,9 @@ static bool is_at_one_place(const struct cow_context_walk *walk,
  * which forgets it. VMAs of the parent, in a half-forked child's mm_mt, do; they
  * are no candidates.
  */
-static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *walk,
-						struct cow_context *ctx)
+static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *walk)
 {
+	struct cow_context *ctx = walk->ctx;
 	const unsigned long addr = walk->first << PAGE_SHIFT;
 	struct maple_tree *mt = &ctx->mm->mm_mt;
 	struct vm_area_struct *vma;
@@ -210,12 +207,12 @@ static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *w
 	vma = smp_load_acquire(&ctx->unmapping.last_found);
 	if (vma && addr >= vma->vm_start && addr < vma->vm_end) {
 		VM_WARN_ON_ONCE(mtree_load(mt, addr) != vma);
-		return is_candidate(walk, ctx, vma, 0) ? vma : NULL;
+		return is_candidate(walk, vma, 0) ? vma : NULL;
 	}
 
 	rcu_read_lock();
 	vma = mtree_load(mt, addr);
-	if (vma && !is_candidate(walk, ctx, vma, 0))
+	if (vma && !is_candidate(walk, vma, 0))
 		vma = NULL;
 	rcu_read_unlock();
 	if (vma)
@@ -352,15 +349,15 @@ bool cow_context_walk_mm(struct cow_context *ctx, void *arg)
 	struct vm_area_struct *vma;
 	bool go_on;
 
-	if (is_at_one_place(walk, ctx)) {
-		vma = find_at_one_place(walk, ctx);
+	walk->ctx = ctx;
+	if (is_at_one_place(walk)) {
+		vma = find_at_one_place(walk);
 		if (!vma)
 			return true;
 		cond_resched();
 		return visit(walk, vma);
 	}
 
-	walk->ctx = ctx;
 	go_on = walk_remap(&in_place, walk) &&
 		cow_context_visit_remaps(ctx, walk->first, walk->last,
 					 walk_remap, walk);

@@ -27,7 +27,7 @@
  *	  prepare: the context, not its owner		first_fault
  *	  move: recorded though in place, or no page	record_of_move
  *	  unmove: nothing is taken back			record_of_move, _of_growth
- *	  grow: the offset wraps			growth_wraps
+ *	  grow: the offset wraps, below and above	growth_wraps
  *	  ungrow: nothing is taken back			record_of_growth
  *	  ungrow: takes back what was not announced	record_of_growth
  *	  forget: the record stays			record_goes, reset_hides
@@ -102,7 +102,8 @@
  *	  walk: what is unmapped is not looked for	anon_walks
  *	  walk: ends at an exclusive page		anon_walks
  *	  walk: keeps its reference			anon_walks
- *	  KSM: one mm only, or all for both questions	anon_walks_addr
+ *	  KSM: no others are visited			anon_walks_addr
+ *	  KSM: all in the first pass already		anon_walks_addr
  *	  visit: invalid_vma, done not asked		anon_walks_end
  *	  walk, KSM: contention not told		anon_walks_try
  *	  KSM: goes on in spite of it			anon_walks_try
@@ -3296,6 +3297,7 @@ static void growth_wraps(struct kunit *test)
 	struct test_mm *tm = mm_for_records(test);
 	struct vm_area_struct *vma = moved_vma(test, tm, tm, 2, 8, AWAY);
 	const unsigned long start = vma->vm_start;
+	unsigned long end;
 
 	mmap_write_lock(&tm->mm);
 	KUNIT_EXPECT_EQ(test, 0, cow_context_grow_vma(vma, start - 3 * PAGE_SIZE,
@@ -3309,6 +3311,22 @@ static void growth_wraps(struct kunit *test)
 	expect_recorded(test, tm, 0, 10, AWAY - 2, 0);
 	cow_context_ungrow_vma(vma, start - 2 * PAGE_SIZE, start);
 	expect_recorded(test, tm, 2, 8, AWAY - 2, 0);
+	cow_context_forget_vma(&tm->mm, vma);
+	mmap_write_unlock(&tm->mm);
+	vm_area_free(vma);
+
+	/* Up, to the last offset but one, and beyond. */
+	vma = moved_vma(test, tm, tm, -12UL, 8, AWAY);
+	end = vma->vm_end;
+	mmap_write_lock(&tm->mm);
+	KUNIT_EXPECT_EQ(test, -ENOMEM, cow_context_grow_vma(vma, end, end +
+							    4 * PAGE_SIZE));
+	expect_recorded(test, tm, -12UL, 8, AWAY + 12, 0);
+	KUNIT_EXPECT_EQ(test, 0, cow_context_grow_vma(vma, end, end +
+						      3 * PAGE_SIZE));
+	expect_recorded(test, tm, -12UL, 11, AWAY + 12, 0);
+	cow_context_ungrow_vma(vma, end, end + 3 * PAGE_SIZE);
+	expect_recorded(test, tm, -12UL, 8, AWAY + 12, 0);
 	mmap_write_unlock(&tm->mm);
 	vm_area_free(vma);
 }
@@ -4118,6 +4136,12 @@ static void anon_walks_try(struct kunit *test)
 	rwc.contended = false;
 	KUNIT_EXPECT_FALSE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
 	KUNIT_EXPECT_TRUE(test, rwc.contended);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 0);
+	ara.mm = &s->tm[2]->mm;
+	ara.others = true;
+	rwc.contended = false;
+	KUNIT_EXPECT_FALSE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
+	KUNIT_EXPECT_TRUE(test, rwc.contended);
 	KUNIT_EXPECT_EQ(test, visited(test, s), 100);
 	anon_rmap_put(ara.rmap);
 #endif
@@ -4132,7 +4156,7 @@ static void anon_walks_try(struct kunit *test)
 }
 
 #ifdef CONFIG_KSM
-/* All mms that may have it, at once; a second pass finds nothing more to do. */
+/* One mm; in a second pass all others that may have it. */
 static void anon_walks_addr(struct kunit *test)
 {
 	struct sharing *s = begin_sharing(test);
@@ -4144,7 +4168,8 @@ static void anon_walks_addr(struct kunit *test)
 	unsigned int i;
 
 	for (i = 0; i < NR_SHARERS; i++) {
-		static const unsigned int first[] = { 111, 11, 1 };
+		static const unsigned int first[] = { 100, 10, 1 };
+		static const unsigned int others[] = { 11, 1, 0 };
 
 		ara.rmap = vma_get_anon_rmap(s->vma[i]);
 		ara.mm = &s->tm[i]->mm;
@@ -4153,23 +4178,30 @@ static void anon_walks_addr(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, visited(test, s), first[i]);
 		ara.others = true;
 		KUNIT_EXPECT_TRUE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
-		KUNIT_EXPECT_EQ(test, visited(test, s), 0);
+		KUNIT_EXPECT_EQ(test, visited(test, s), others[i]);
 		anon_rmap_put(ara.rmap);
 	}
 
 	/* Who has another page offset there is not visited, and enough is enough. */
 	ara.rmap = vma_get_anon_rmap(s->vma[0]);
 	ara.mm = &s->tm[0]->mm;
-	ara.others = false;
 	mmap_write_lock(&s->tm[1]->mm);
 	vma_set_anon_pgoff(s->vma[1], s->folio->index);
 	vma_set_pgoff(s->vma[1], s->folio->index);
 	mmap_write_unlock(&s->tm[1]->mm);
 	KUNIT_EXPECT_TRUE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
-	KUNIT_EXPECT_EQ(test, visited(test, s), 101);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 1);
 	rwc.rmap_one = visit_one_sharer;
 	KUNIT_EXPECT_FALSE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
-	KUNIT_EXPECT_EQ(test, visited(test, s), 100);
+	KUNIT_EXPECT_EQ(test, visited(test, s), 1);
+
+	/* Of an mm that is gone nobody is visited, nor below it. */
+	ara.others = false;
+	rwc.rmap_one = visit_sharer;
+	unshare_mm(s, 0);
+	detach_mm(s->tm[0]);
+	KUNIT_EXPECT_TRUE(test, anon_rmap_walk_addr(&ara, s->folio, &rwc));
+	KUNIT_EXPECT_EQ(test, visited(test, s), 0);
 	anon_rmap_put(ara.rmap);
 	end_sharing(s);
 }

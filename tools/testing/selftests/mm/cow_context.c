@@ -5044,8 +5044,7 @@ static int parse_tree_line(const char *text, struct tree_line *line)
 		text += strlen(" shares");
 	}
 	len = 0;
-	if (sscanf(text, " refs %d remaps %ld%n", &line->refs, &line->remaps,
-		   &len) != 2)
+	if (sscanf(text, " refs %d%n", &line->refs, &len) != 1)
 		return -1;
 	text += len;
 	line->dead = !strcmp(text, " dead\n");
@@ -5054,8 +5053,8 @@ static int parse_tree_line(const char *text, struct tree_line *line)
 	if (line->dead || line->busy)
 		return 0;
 	len = 0;
-	if (sscanf(text, " mm %*s vmas %ld unmapping %*d%n", &line->vmas,
-		   &len) != 1)
+	if (sscanf(text, " mm %*s vmas %ld remaps %ld unmapping %*d%n",
+		   &line->vmas, &line->remaps, &len) != 2)
 		return -1;
 	return len && !strcmp(text + len, "\n") ? 0 : -1;
 }
@@ -5207,7 +5206,7 @@ static const char *check_context(int nr, int parent, int children, long remaps)
 	if (line->refs != children + !line->dead)
 		return "refs";
 	if (line->dead)
-		return line->remaps ? "remaps of the dead" : NULL;
+		return NULL;
 	if (line->remaps != remaps)
 		return "remaps";
 	return line->vmas == count_vmas(nr) ? NULL : "vmas";
