@@ -112,7 +112,22 @@ kcsan_args() {
 fuzz_seed() { echo "$((RANDOM << 16 | RANDOM << 1 | 1))"; }
 
 # splats LOG: the lines that harness/splats does not allow in a kernel's log
-splats() { grep -nE -f <(grep -v -e '^#' -e '^$' "$top/harness/splats") "$1" || :; }
+splats() {
+	grep -qv -e '^#' -e '^$' "$top/harness/splats" || die "harness/splats holds no pattern; a run could not fail"
+	grep -nE -f <(grep -v -e '^#' -e '^$' "$top/harness/splats") "$1" || :
+}
+
+# unpatched_src: a worktree of out/linux at the base commit; prints its path
+unpatched_src() {
+	local src=$out/unpatched-src
+	if [ ! -e "$src/.git" ]; then
+		say "worktree ${src#"$top"/}"
+		git -C "$out/linux" worktree prune
+		git -C "$out/linux" worktree add -q --detach "$src" cowctx-base
+	fi
+	git -C "$src" checkout -q -f --detach cowctx-base
+	echo "$src"
+}
 
 # debian_mirror: the URI of the Debian archive this machine installs from
 debian_mirror() {

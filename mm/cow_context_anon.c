@@ -124,6 +124,9 @@ void anon_rmap_begin_adjust(struct vma_prepare *vp)
 void anon_rmap_end_adjust(struct vma_prepare *vp)
 {
 	cow_context_unlock(vp->vma->vm_mm);
+	cow_context_validate_vma(vp->vma);
+	if (vp->insert)
+		cow_context_validate_vma(vp->insert);
 }
 
 /**

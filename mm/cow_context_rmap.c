@@ -181,17 +181,17 @@ static bool is_at_one_place(const struct cow_context_walk *walk)
 	const struct cow_context *ctx = walk->ctx;
 	const struct cow_remap *remap = &ctx->remap;
 
-	return !ctx->unmapping.nr && walk->first == walk->last && mtree_empty(&ctx->remaps) &&
+	return !ctx->unmapping.nr && mtree_empty(&ctx->remaps) &&
+		walk->first == walk->last &&
 		(!remap->delta || walk->first < remap->first ||
 		 walk->first > remap->last);
 }
 
 /*
- * What walk_remap() would find there, and nothing after it. Walks come
- * for one page after the other of a VMA, so the last one found is asked first: no
- * VMA of this mm leaves mm_mt or changes its range without cow_context_lock(),
- * which forgets it. VMAs of the parent, in a half-forked child's mm_mt, do; they
- * are no candidates.
+ * What walk_remap() would find there, and nothing after it. Walks come for one page
+ * after the other of a VMA, so the last one found is asked first: no VMA of this mm
+ * leaves mm_mt or changes its range without cow_context_lock(), which forgets it.
+ * VMAs of the parent, in a half-forked child's mm_mt, do; they are no candidates.
  */
 static struct vm_area_struct *find_at_one_place(const struct cow_context_walk *walk)
 {

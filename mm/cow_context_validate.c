@@ -14,7 +14,8 @@
  * installed, copied, moved or zapped: local, without a walk, in the comparison
  * and in pure mode.
  *
- * With CONFIG_DEBUG_VM_RB each VMA is looked at when one of its mm has changed.
+ * A VMA is looked at when it was split, merged or has changed its range. With
+ * CONFIG_DEBUG_VM_RB and CONFIG_DEBUG_VM_MAPLE_TREE all of an mm are.
  * Reading /sys/kernel/debug/cow_context/validate does the same for all page
  * tables of all processes at once.
  *
@@ -239,12 +240,12 @@ const char *cow_context_check_vma(const struct vm_area_struct *vma)
 	return NULL;
 }
 
-#ifdef CONFIG_DEBUG_VM_RB
+#ifdef CONFIG_DEBUG_VM
 /**
  * cow_context_validate_vma - complain if walks cannot get to a VMA
  * @vma: The VMA, in mm_mt.
  *
- * Context: mmap_lock held. Does not sleep. Empty without CONFIG_DEBUG_VM_RB.
+ * Context: mmap_lock held. Does not sleep. Empty without CONFIG_DEBUG_VM.
  */
 void cow_context_validate_vma(const struct vm_area_struct *vma)
 {

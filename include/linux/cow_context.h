@@ -138,14 +138,9 @@ static inline void cow_context_compare_ksm(struct anon_vma *anon_vma,
 
 #endif /* CONFIG_COW_CONTEXT */
 
-#if defined(CONFIG_COW_CONTEXT) && defined(CONFIG_DEBUG_VM_RB)
-void cow_context_validate_vma(const struct vm_area_struct *vma);
-#else
-static inline void cow_context_validate_vma(const struct vm_area_struct *vma) {}
-#endif
-
 #if defined(CONFIG_COW_CONTEXT) && defined(CONFIG_DEBUG_VM)
 /* mm/cow_context_validate.c */
+void cow_context_validate_vma(const struct vm_area_struct *vma);
 void cow_context_assert_findable(const struct folio *folio,
 				 const struct page *page, unsigned long nr_pages,
 				 const struct vm_area_struct *vma,
@@ -158,6 +153,7 @@ void cow_context_assert_moved(struct vm_area_struct *vma, unsigned long addr,
 void cow_context_assert_pmd(struct vm_area_struct *vma, unsigned long addr,
 			    pmd_t pmd);
 #else
+static inline void cow_context_validate_vma(const struct vm_area_struct *vma) {}
 static inline void cow_context_assert_findable(const struct folio *folio,
 					       const struct page *page,
 					       unsigned long nr_pages,

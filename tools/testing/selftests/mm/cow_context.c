@@ -1272,6 +1272,38 @@ TEST_F_TIMEOUT(cow_context_merge, after_mremap, TEST_SECONDS)
 }
 
 /*
+ * VMAs that were faulted apart become one when what is between them is mapped: their
+ * origins are equal. anon_vma would have to have the same for both. In a child they
+ * are inherited, and what is mapped there is its own.
+ */
+TEST_F_TIMEOUT(cow_context, faulted_apart_merge, TEST_SECONDS)
+{
+	char *a = area(0), *b = a + PAGES * page, *c = b + PAGES * page;
+	int nr;
+
+	OK(call(0, op_map, a, PAGES, 0, 0));
+	FILL(0, a, PAGES, 1);
+	OK(call(0, op_map, c, PAGES, 0, 0));
+	FILL(0, c, PAGES, 2);
+	OK(fork_member(0, 1));
+	for (nr = 0; nr < 2; nr++) {
+		OK(call(nr, op_map, b, PAGES, 0, 0));
+		ASSERT_EQ(is_one_vma(nr, a, 3 * PAGES),
+			  nr == 0 && walks_use_contexts());
+		FILL(nr, b, PAGES, 3 + nr);
+	}
+	TOGETHER(0, a, 1, a, PAGES);
+	TOGETHER(0, c, 1, c, PAGES);
+	OK(migrate_all(1, a, 3 * PAGES));
+	OK(page_out(0, a, 3 * PAGES));
+	for (nr = 0; nr < 2; nr++) {
+		CHECK(nr, a, PAGES, 1);
+		CHECK(nr, b, PAGES, 3 + nr);
+		CHECK(nr, c, PAGES, 2);
+	}
+}
+
+/*
  * Scenario 3: what the parent allocated and both have in swap is faulted in by
  * the child first.
  */
