@@ -113,19 +113,22 @@ fuzz_seed() { echo "$((RANDOM << 16 | RANDOM << 1 | 1))"; }
 
 # splats LOG: the lines that harness/splats does not allow in a kernel's log
 splats() {
-	grep -qv -e '^#' -e '^$' "$top/harness/splats" || die "harness/splats holds no pattern; a run could not fail"
+	# said where all who ask look
+	grep -qv -e '^#' -e '^$' "$top/harness/splats" || { echo "harness/splats holds no pattern; nothing could be found"; return; }
 	grep -nE -f <(grep -v -e '^#' -e '^$' "$top/harness/splats") "$1" || :
 }
 
 # unpatched_src: a worktree of out/linux at the base commit; prints its path
 unpatched_src() {
 	local src=$out/unpatched-src
-	if [ ! -e "$src/.git" ]; then
+	# out/linux can be another since
+	if ! git -C "$src" rev-parse -q --verify HEAD >/dev/null 2>&1; then
 		say "worktree ${src#"$top"/}"
-		git -C "$out/linux" worktree prune
-		git -C "$out/linux" worktree add -q --detach "$src" cowctx-base
+		rm -rf "$src"
+		git -C "$out/linux" worktree prune &&
+			git -C "$out/linux" worktree add -q --detach "$src" cowctx-base || return
 	fi
-	git -C "$src" checkout -q -f --detach cowctx-base
+	git -C "$src" checkout -q -f --detach cowctx-base || return
 	echo "$src"
 }
 

@@ -51,6 +51,8 @@
 #include "internal.h"
 #include "vma.h"
 
+#include <trace/events/cow_context.h>
+
 static struct anon_rmap *to_anon_rmap(struct cow_context *ctx)
 {
 	return (struct anon_rmap *)ctx;
@@ -125,6 +127,8 @@ void anon_rmap_end_adjust(struct vma_prepare *vp)
 {
 	cow_context_unlock(vp->vma->vm_mm);
 	cow_context_validate_vma(vp->vma);
+	if (vp->adj_next)
+		cow_context_validate_vma(vp->adj_next);
 	if (vp->insert)
 		cow_context_validate_vma(vp->insert);
 }
@@ -423,12 +427,17 @@ bool anon_rmap_walk_addr(const struct anon_rmap_addr *ara, struct folio *folio,
 		.more = true,
 		.item = ctx,
 	};
+	bool go_on = true;
 
-	if (!cow_context_walk_tree(ara->others ? owner : ctx, rwc->try_lock, NULL,
-				   ara->others ? walk_others : walk_item, &aw)) {
+	if (ara->others)
+		go_on = cow_context_walk_tree(owner, rwc->try_lock, NULL,
+					      walk_others, &aw);
+	else if (smp_load_acquire(&ctx->mm))	/* else it would be a child's lock */
+		go_on = cow_context_walk_tree(ctx, rwc->try_lock, NULL,
+					      walk_item, &aw);
+	trace_cow_context_walk(owner, ara->index, aw.walk.nr_vmas, !go_on);
+	if (!go_on)
 		rwc->contended = true;
-		return false;
-	}
-	return aw.more;
+	return go_on && aw.more;
 }
 #endif /* CONFIG_KSM */

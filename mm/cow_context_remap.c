@@ -184,8 +184,8 @@ void cow_context_init_remaps(struct cow_context *ctx)
  * Nothing may be mapped yet where the record points, see above.
  *
  * Context: mmap_lock held for write, W not held. May sleep.
- * Return: 0, or -ENOMEM. Then there is no record of it, unless there was no memory
- * to take back a part of one either.
+ * Return: 0, or -ENOMEM. Then there is no record of it but a stale one, or a part for
+ * which there was no memory to take it back either.
  */
 int cow_context_add_remap(struct cow_context *ctx, pgoff_t first, pgoff_t last,
 			  long delta)

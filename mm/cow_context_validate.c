@@ -252,7 +252,7 @@ void cow_context_validate_vma(const struct vm_area_struct *vma)
 	const char *why = cow_context_check_vma(vma);
 
 	if (why) {
-		pr_emerg("cow_context: %s\n", why);
+		pr_emerg_ratelimited("cow_context: %s\n", why);
 		VM_WARN_ON_ONCE_VMA(1, vma);
 	}
 }

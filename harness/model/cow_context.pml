@@ -938,12 +938,12 @@ proctype task(byte c)
 	(mt[AT(c, LOW)] == v || mt[AT(c, HOME)] == v ||	\
 	 mt[AT(c, AWAY)] == v || unmapping[c] == v))
 
-/* cow_context_next_vma() and the visit at one place, then in the other tree */
+/* walk_place() and the visit there, then in the other tree */
 inline visit_vma(cx, at, away)
 {
 	atomic {
 		if
-		:: v ->				/* is_wanted() */
+		:: v ->				/* is_candidate() */
 			if
 			:: v_mm[v] == cx && v_origin[v] && v_away[v] == away
 			:: else -> v = 0
@@ -1016,7 +1016,7 @@ inline visit_place(cx, at, away)
 	visit_vma(cx, at, away)
 }
 
-/* walk_mm() */
+/* cow_context_walk_mm() */
 inline visit_mm(cx)
 {
 	visit_place(cx, HOME, 0);
@@ -1024,7 +1024,7 @@ inline visit_mm(cx)
 	readers[cx]--;
 	atomic { !writer[cx]; readers[cx]++ }
 #endif
-	/* cow_context_next_remap() */
+	/* cow_context_visit_remaps() */
 	if
 	:: record[cx] -> visit_place(cx, AWAY, 1)
 	:: else

@@ -1288,8 +1288,10 @@ TEST_F_TIMEOUT(cow_context, faulted_apart_merge, TEST_SECONDS)
 	OK(fork_member(0, 1));
 	for (nr = 0; nr < 2; nr++) {
 		OK(call(nr, op_map, b, PAGES, 0, 0));
-		ASSERT_EQ(is_one_vma(nr, a, 3 * PAGES),
-			  nr == 0 && walks_use_contexts());
+		/* Without the file nobody tells which kernel it is. */
+		if (nr == 1 || nr_contexts() >= 0)
+			ASSERT_EQ(is_one_vma(nr, a, 3 * PAGES),
+				  nr == 0 && walks_use_contexts());
 		FILL(nr, b, PAGES, 3 + nr);
 	}
 	TOGETHER(0, a, 1, a, PAGES);
